@@ -1,0 +1,1 @@
+"""The pure core: records, join, bandit, encoder, learner and the engine that ties them."""

@@ -1,0 +1,1 @@
+"""Posterior sampling and slates with exact propensities."""

@@ -1,0 +1,182 @@
+"""Every default of the core, once: frozen, with its meaning, its unit and where the value comes from.
+
+`check()` of each class raises `SettingsError` naming the key, the value and what was expected.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from model_core.errors import SettingsError
+
+__all__ = ["EncoderSettings", "HeadSettings", "JoinSettings", "LearnerSettings", "PolicySettings"]
+
+_MINUTE_MS = 60_000
+
+
+def _expect(holds: bool, key: str, value: object, expected: str) -> None:  # noqa: FBT001 - an assertion's argument
+    if not holds:
+        raise SettingsError(f"{key} = {value!r}: expected {expected}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinSettings:
+    """How clicks are joined to impressions (CONTRACT, 'The join').
+
+    Attributes:
+        attribution_window_ms: a click counts until this long after its impression.
+        allowed_lateness_ms: disorder within a topic up to this changes nothing.
+        correction_horizon_ms: H; what is later than this is `too-late`.
+        clock_skew_ms: a click may precede its impression by this; an event the log's clock.
+        session_gap_ms: an impression follows another within this.
+        weights: reward of one unit of `value`, by click kind; other kinds are `unknown-kind`.
+        default_reward: of an item nobody clicked.
+        provisional_transitions: also emit at the first click and at the next impression.
+        history_length: entries of `state.history`.
+        max_open_impressions: per user; more push the oldest out (`state-cap`).
+        max_waiting_clicks: per user, clicks without their impression; more push the oldest out.
+        max_record_bytes: a larger payload is `too-large`.
+    """
+
+    attribution_window_ms: int = 10 * _MINUTE_MS
+    allowed_lateness_ms: int = _MINUTE_MS
+    correction_horizon_ms: int = 60 * _MINUTE_MS
+    clock_skew_ms: int = 5_000
+    session_gap_ms: int = 30 * _MINUTE_MS
+    weights: Mapping[str, float] = field(default_factory=lambda: {"click": 1.0})
+    default_reward: float = 0.0
+    provisional_transitions: bool = False
+    history_length: int = 50
+    max_open_impressions: int = 64
+    max_waiting_clicks: int = 64
+    max_record_bytes: int = 1_000_000
+
+    def check(self) -> None:
+        """Raise `SettingsError` where a value is out of range."""
+        for key in (
+            "attribution_window_ms",
+            "allowed_lateness_ms",
+            "correction_horizon_ms",
+            "clock_skew_ms",
+            "session_gap_ms",
+        ):
+            _expect(getattr(self, key) >= 0, f"join.{key}", getattr(self, key), "milliseconds, 0 or more")
+        _expect(
+            self.allowed_lateness_ms <= self.correction_horizon_ms,
+            "join.allowed_lateness_ms",
+            self.allowed_lateness_ms,
+            f"at most correction_horizon_ms, which is {self.correction_horizon_ms}",
+        )
+        _expect(bool(self.weights), "join.weights", dict(self.weights), "at least one kind")
+        for key in ("history_length", "max_open_impressions", "max_waiting_clicks", "max_record_bytes"):
+            _expect(getattr(self, key) >= 1, f"join.{key}", getattr(self, key), "1 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadSettings:
+    """The Bayesian linear head that every user has.
+
+    Attributes:
+        event_ring: item events kept for rebuilding at a model swap.
+    """
+
+    event_ring: int = 64
+
+    def check(self) -> None:
+        """Raise `SettingsError` where a value is out of range."""
+        _expect(self.event_ring >= 0, "head.event_ring", self.event_ring, "0 or more events")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicySettings:
+    """How a slate is chosen.
+
+    Attributes:
+        slate_size: places of a slate.
+        exploration: `thompson` (particles of the posterior), `ucb` or `greedy` (the posterior mean).
+        particles: posterior draws of particle Thompson sampling.
+        thompson_scale: standard deviations of a draw; 1 is the posterior itself.
+        ucb_width: standard deviations added to the mean.
+        temperature: of the Plackett-Luce choice, in units of score.
+        epsilon: weight of the uniform component, a floor under every slate's probability.
+        candidates: how many are scored at most.
+        popular_share: share of the candidates from the most rewarded items.
+        new_share: share from items with few impressions.
+        cooccurring_share: share from items clicked together with the user's last ones; the rest are nearest.
+        candidate_sample: candidates a transition carries.
+        category_cap: places of a slate that one category may take; 0 for no cap.
+        least_score: an item that scores less is not shown; the slate may be shorter.
+        seen_items: a user's clicked items that are kept out, the latest this many.
+        decisions: decisions of a user that an impression may still echo.
+        refresh_active_ms: users active within this get a fresh slate when a new model arrives.
+    """
+
+    slate_size: int = 10
+    exploration: Literal["thompson", "ucb", "greedy"] = "thompson"
+    particles: int = 8
+    thompson_scale: float = 0.5
+    ucb_width: float = 1.0
+    temperature: float = 0.02
+    epsilon: float = 0.02
+    candidates: int = 200
+    popular_share: float = 0.25
+    new_share: float = 0.05
+    cooccurring_share: float = 0.2
+    candidate_sample: int = 32
+    category_cap: int = 0
+    least_score: float | None = None
+    seen_items: int = 128
+    decisions: int = 4
+    refresh_active_ms: int = 10 * _MINUTE_MS
+
+    def check(self) -> None:
+        """Raise `SettingsError` where a value is out of range."""
+        _expect(self.slate_size >= 1, "policy.slate_size", self.slate_size, "1 or more places")
+        _expect(self.particles >= 1, "policy.particles", self.particles, "1 or more draws")
+        _expect(self.temperature > 0, "policy.temperature", self.temperature, "more than 0")
+        _expect(0 < self.epsilon <= 1, "policy.epsilon", self.epsilon, "more than 0, at most 1")
+        _expect(
+            self.candidates >= self.slate_size, "policy.candidates", self.candidates, "at least slate_size"
+        )
+        shares = self.popular_share + self.new_share + self.cooccurring_share
+        _expect(0 <= shares <= 1, "policy.popular_share + new_share + cooccurring_share", shares, "0 to 1")
+        _expect(
+            self.exploration in ("thompson", "ucb", "greedy"),
+            "policy.exploration",
+            self.exploration,
+            "thompson, ucb or greedy",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderSettings:
+    """The sequence encoder and the features φ(s, a) = u(s) ⊙ v(a).
+
+    Attributes:
+        dimension: d of φ and of every user's head.
+        hidden: of the recurrent state.
+    """
+
+    dimension: int = 32
+    hidden: int = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerSettings:
+    """Double Q-learning and the empirical-Bayes prior.
+
+    Attributes:
+        discount: γ of one `discount_unit_ms`.
+        discount_unit_ms: γ^(elapsed_ms / discount_unit_ms).
+        learning_rate: of Adam.
+        batch_size: transitions a step.
+        buffer_size: transitions kept for replay.
+        slate_size: k of the greedy slate in V(s).
+    """
+
+    discount: float = 0.5
+    discount_unit_ms: int = 30 * _MINUTE_MS
+    learning_rate: float = 3e-3
+    batch_size: int = 256
+    buffer_size: int = 200_000
+    slate_size: int = 10
