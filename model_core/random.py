@@ -2,8 +2,8 @@
 
 Philox4x32-10 of Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011,
 section 4), vectorised over keys. A key is 64 bits and belongs to one event (`event_key`); the 128-bit counter
-is (block index, stream), 64 bits each, low word first. Word w of block i is the number at place 4i + w, so that
-a longer row begins with the shorter one: padding a batch to more candidates changes nobody's draws.
+is (block index, stream), 64 bits each, low word first. Word w of block i is the number at place 4i + w, so
+that a longer row begins with the shorter one: padding a batch to more candidates changes nobody's draws.
 
 Each number is made of one 32-bit word, so a probability is met to 2⁻³² (2.3e-10).
 """

@@ -144,8 +144,10 @@ def observe(
     for users, rows in _by_count(user):
         block = scaled[rows]
         transposed = block.transpose(0, 2, 1)
-        posterior.precision[users] += transposed @ block
-        posterior.information[users] += (transposed @ target[rows][:, :, None])[:, :, 0]
+        everyone = len(users) == len(posterior.precision)
+        where = slice(None) if everyone else users  # A slice adds in place, without gathering the matrices.
+        posterior.precision[where] += transposed @ block
+        posterior.information[where] += (transposed @ target[rows][:, :, None])[:, :, 0]
 
 
 def correct(
@@ -183,7 +185,7 @@ def _invert_lower(factors: Floats) -> Floats:
     """Invert lower triangular matrices [N, d, d].
 
     By halves: with L = [[P, 0], [Q, R]], L⁻¹ = [[P⁻¹, 0], [−R⁻¹QP⁻¹, R⁻¹]]. Both halves go down together, so
-    a batch costs a few large operations; numpy has no batched triangular solve. It is as stable as substitution
+    a batch costs a few large operations; numpy has no batched triangular solve. As stable as substitution
     (Higham, "Accuracy and Stability of Numerical Algorithms", 2002, section 14.2).
     """
     n, size, _ = factors.shape
@@ -208,7 +210,7 @@ def _invert_lower(factors: Floats) -> Floats:
 def _cholesky(precision: Floats) -> Floats:
     """Lower Cholesky factors; names the rows that have none."""
     try:
-        factors: Floats = np.linalg.cholesky(precision)
+        factors = np.linalg.cholesky(precision).astype(np.float64, copy=False)
     except np.linalg.LinAlgError:
         failed = [row for row in range(len(precision)) if not _has_factor(precision[row])]
         raise NotPositiveDefiniteError(failed) from None
