@@ -85,9 +85,7 @@ def _words(keys: Words, stream: int, n: int) -> Words:
     blocks = np.arange(-(-n // _WORDS), dtype=np.uint64)[None, :]
     column = keys.astype(np.uint64, copy=False)[:, None]
     lane = np.full((1, 1), stream, np.uint64)
-    return philox4x32(
-        (blocks & _LOW, blocks >> _SHIFT, lane & _LOW, lane >> _SHIFT), (column & _LOW, column >> _SHIFT)
-    )
+    return philox4x32((blocks & _LOW, blocks >> _SHIFT, lane & _LOW, lane >> _SHIFT), (column & _LOW, column >> _SHIFT))
 
 
 def _unit(words: Words) -> Floats:

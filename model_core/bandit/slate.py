@@ -84,9 +84,7 @@ def components(scores: npt.ArrayLike, temperature: float, epsilon: float) -> tup
     return log_weights, logits
 
 
-def sample(  # noqa: PLR0917 - the mixture is the first three
-    log_weights: Floats, logits: Floats, available: Mask, size: int, uniform: Floats, gumbel: Floats
-) -> Slates:
+def sample(log_weights: Floats, logits: Floats, available: Mask, size: int, uniform: Floats, gumbel: Floats) -> Slates:
     """Draw a slate for each user, and its exact conditionals over the whole mixture.
 
     A component is drawn by its weight, then `size` items without replacement from it: the order of logit +
@@ -110,9 +108,7 @@ def sample(  # noqa: PLR0917 - the mixture is the first three
     _check_finite(logits)
     batch, _, n = logits.shape
     if uniform.shape != (batch,) or gumbel.shape != (batch, n):
-        raise InvariantError(
-            f"uniform {uniform.shape}, gumbel {gumbel.shape}: expected {(batch,)}, {(batch, n)}"
-        )
+        raise InvariantError(f"uniform {uniform.shape}, gumbel {gumbel.shape}: expected {(batch,)}, {(batch, n)}")
     chosen = _pick(log_weights, uniform)
     noisy = logits[np.arange(batch), chosen] + gumbel
     index = _top(np.where(available, noisy, -np.inf), size)
@@ -197,7 +193,7 @@ def marginals_by_enumeration(log_weights: Floats, logits: Floats, available: Mas
     return marginals
 
 
-def marginals_by_sampling(  # noqa: PLR0917 - the mixture is the first three
+def marginals_by_sampling(
     log_weights: Floats, logits: Floats, available: Mask, size: int, uniform: Floats, gumbel: Floats
 ) -> tuple[Floats, Floats]:
     """Estimate the probability of every item at every place for ONE user from N sampled slates.
@@ -345,9 +341,7 @@ def _log_choice(logits: Floats, available: Mask, index: Indices, possible: Mask)
     return result
 
 
-def _conditionals(
-    log_weights: Floats, logits: Floats, available: Mask, index: Indices, possible: Mask
-) -> Floats:
+def _conditionals(log_weights: Floats, logits: Floats, available: Mask, index: Indices, possible: Mask) -> Floats:
     """Log conditional of each place under the mixture: log P(a_≤j) − log P(a_<j), float64[B, k]."""
     joint = _log_choice(logits, available, index, possible).cumsum(axis=0)
     joint += log_weights

@@ -153,13 +153,9 @@ def test_a_batch_of_one_equals_a_batch_of_many(d: int) -> None:
         np.testing.assert_allclose(one.precision[0], many.precision[row], rtol=1e-12, atol=1e-13)
         np.testing.assert_allclose(alone.mean[0], moments.mean[row], rtol=1e-12, atol=1e-13)
         draws = head.draw(moments, noise, 0.5)[row]
-        np.testing.assert_allclose(
-            head.draw(alone, noise[row : row + 1], 0.5)[0], draws, rtol=1e-12, atol=1e-13
-        )
+        np.testing.assert_allclose(head.draw(alone, noise[row : row + 1], 0.5)[0], draws, rtol=1e-12, atol=1e-13)
         widths = head.width(moments, candidates)[row]
-        np.testing.assert_allclose(
-            head.width(alone, candidates[row : row + 1])[0], widths, rtol=1e-12, atol=1e-13
-        )
+        np.testing.assert_allclose(head.width(alone, candidates[row : row + 1])[0], widths, rtol=1e-12, atol=1e-13)
 
 
 def test_packing_keeps_float32_and_is_stable() -> None:

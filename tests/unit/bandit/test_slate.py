@@ -17,9 +17,7 @@ Mask = npt.NDArray[np.bool_]
 Mixture = tuple[Floats, Floats, Mask]
 
 
-def a_mixture(
-    n: int, m: int = 3, *, seed: int = 0, temperature: float = 0.5, epsilon: float = 0.05
-) -> Mixture:
+def a_mixture(n: int, m: int = 3, *, seed: int = 0, temperature: float = 0.5, epsilon: float = 0.05) -> Mixture:
     """Mixture of one user: m components and the uniform one over n items, all available."""
     scores = np.random.default_rng(seed).normal(size=(1, m, n))
     return *slate.components(scores, temperature, epsilon), np.ones((1, n), np.bool_)
@@ -255,9 +253,7 @@ def test_scores_that_are_not_finite_are_our_error(value: float) -> None:
         slate.log_probability(weights, scores, available, np.zeros((2, 1), np.int64))
 
 
-@pytest.mark.parametrize(
-    ("temperature", "epsilon"), [(0.0, 0.1), (-1.0, 0.1), (np.nan, 0.1), (1.0, -0.1), (1.0, 2)]
-)
+@pytest.mark.parametrize(("temperature", "epsilon"), [(0.0, 0.1), (-1.0, 0.1), (np.nan, 0.1), (1.0, -0.1), (1.0, 2)])
 def test_settings_out_of_range_are_our_error(temperature: float, epsilon: float) -> None:
     """The configuration's check should have refused them."""
     with pytest.raises(InvariantError, match="expected"):
