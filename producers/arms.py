@@ -19,18 +19,17 @@ def arm_of(user_id: str, arms: Sequence[Arm] = ARMS) -> Arm:
 
 
 class Popularity:
-    """The best unpersonalised ranking: each item's live click rate, examined places alone, smoothed by its past.
+    """The best unpersonalised ranking: each item's live click rate by examined views, smoothed by its past.
 
-    The live rate divides an item's clicks by how often it was examined, not shown, with the click rate of each
-    position against that of position 1 as the estimate of examination. Its prior mean is the item's click rate in the
-    warm-up, brought to the level of the live clicks; `strength` is the prior's weight in examined views.
+    An item's clicks are divided by how often it was examined, not shown: the click rate of each position
+    against that of position 1 estimates examination. The prior mean m_i is the item's click rate in the warm-up,
+    brought to the level of the live clicks; `strength` is the prior's weight in examined views.
 
-        rate_i = (clicks_i + strength m_i) / (views_i + strength),   m_i = level · warm-up rate_i / mean warm-up rate
+        rate_i = (clicks_i + strength m_i) / (views_i + strength)
+        m_i = live level · warm-up rate_i / mean warm-up rate
     """
 
-    def __init__(
-        self, items: int, places: int, *, strength: float = 20.0, warmup_strength: float = 10.0
-    ) -> None:
+    def __init__(self, items: int, places: int, *, strength: float = 20.0, warmup_strength: float = 10.0) -> None:
         self._strength = strength
         self._warmup_strength = warmup_strength
         self._past = np.zeros((2, items))  # views, clicks of the warm-up

@@ -1,11 +1,13 @@
-"""The closed loop of the demo, sans I/O: event time and recommendations go in, impressions and clicks come out.
+"""The closed loop of the demo, sans I/O: recommendations and event time go in, impressions and clicks come out.
 
-Each person sees one slate a round. In the arm `headwater` it is the newest slate that `recommendations` holds for them, or
-that of `__default__` for somebody without one; in the arms `popularity` and `random` the driver ranks the
-same candidates by the same rule: the catalogue less the items the person clicked, the latest `seen_items` of them.
+Each person sees one slate a round. In the arm `headwater` it is the newest slate that `recommendations`
+holds for them, or that of `__default__` for somebody without one; in the arms `popularity` and `random` the
+driver ranks the same candidates by the same rule: the catalogue less the items the person clicked, the
+latest `seen_items` of them.
 
-The loop is closed, in every arm alike: a person's next slate waits until `recommendations` brought one caused by the
-person's last event. After `patience_steps` steps of waiting the person sees what there is, and that is counted.
+The loop is closed, in every arm alike: a person's next slate waits until `recommendations` brought one
+caused by the person's last event. After `patience_steps` steps of waiting the person sees what there is,
+and that is counted.
 """
 
 import heapq
@@ -17,15 +19,17 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from model_core.records import DEFAULT_USER, Click, Impression, Recommendation, SlateItem
-from producers import noise
+from model_core.records import DEFAULT_USER, Click, Impression, Recommendation
+from producers import noise, slates
 from producers.arms import ARMS, Arm, Popularity, arm_of
 from producers.feeds.feed import FeedRecord, heartbeat, of
 from producers.feeds.movielens import LIKED
 from producers.people import People
+from producers.slates import Shown
+from producers.tally import Tally
 from producers.warmup import POLICY as WARMUP
 
-__all__ = ["ClosedLoop", "LoopSettings", "Tally"]
+__all__ = ["ClosedLoop", "LoopSettings"]
 
 _NEVER: Final = -1
 
@@ -60,37 +64,15 @@ class LoopSettings:
     arms: tuple[Arm, ...] = ARMS
 
 
-class Tally:
-    """What was shown and clicked, for each person and round.
-
-    Attributes:
-        shown: int[users, rounds], items shown; -1 where the round has not been.
-        clicks: int[users, rounds].
-        rated_clicks: int[users, rounds], clicks on pairs really rated as liked in the newer half.
-        expected: float[users, rounds], expected clicks of the slate under the response model.
-    """
-
-    def __init__(self, users: int, rounds: int) -> None:
-        self.shown = np.full((users, rounds), _NEVER)
-        self.clicks = np.zeros((users, rounds), dtype=np.int64)
-        self.rated_clicks = np.zeros((users, rounds), dtype=np.int64)
-        self.expected = np.zeros((users, rounds))
-
-    def complete_rounds(self, share: float = 1.0) -> int:
-        """How many rounds at least this share of the people have been through."""
-        been = (self.shown != _NEVER).mean(axis=0)
-        return int(np.argmin(been >= share)) if (been < share).any() else self.shown.shape[1]
-
-
 class ClosedLoop:
     """The people of all arms and what they see, step by step.
 
     Attributes:
-        arm: the arm of each person, by place in `people.users`.
-        tally: what was shown and clicked.
-        counters: `fresh`, `stale` (an older slate after waiting), `default` (the slate for strangers), `fallback`
-            (nothing at all was there: a random slate) by rounds of the arm `headwater`; `waited_out` in any arm;
-            `repeated`, items shown though clicked before.
+        arm: the arm of each person, by place in `people.users`. tally: what was shown and clicked.
+        counters: `fresh`, `stale` (an older slate after waiting), `default` (the slate for strangers),
+        `fallback`
+            (nothing at all was there: a random slate) by rounds of the arm `headwater`; `waited_out` in any
+            arm; `repeated`, items shown though clicked before.
     """
 
     def __init__(self, people: People, settings: LoopSettings) -> None:
@@ -129,7 +111,7 @@ class ClosedLoop:
         return int(((self._next_ms <= self._now_ms) & (self._round < self.settings.rounds)).sum())
 
     def observe_warmup(self, record: FeedRecord) -> None:
-        """Let popularity learn from a record of the warm-up; an impression's clicks are known from its history."""
+        """Let popularity learn from a record of the warm-up; its clicks are known from the history."""
         impression = record.record
         if isinstance(impression, Impression) and impression.policy == WARMUP:
             user = self._users[impression.user_id]
@@ -149,17 +131,13 @@ class ClosedLoop:
         Args:
             now_ms: event time; it must not run backwards.
         """
-        fresh = self._newest_ms >= np.maximum(self._last_event_ms, 0)
-        due = (self._next_ms <= now_ms) & (self._round < self.settings.rounds)
-        ready = due & (fresh | (self._waited >= self.settings.patience_steps))
-        self._waited[due & ~ready] += 1
-        happened: list[FeedRecord] = []
-        rates = self.popularity.rates() if ready.any() else np.zeros(0)
-        for user in np.flatnonzero(ready).tolist():
-            self.counters["waited_out"] += not bool(fresh[user])
-            happened.append(
-                self._show(user, max(int(self._next_ms[user]), self._now_ms + 1), bool(fresh[user]), rates)
-            )
+        waits = (self._next_ms <= now_ms) & (self._round < self.settings.rounds)
+        fresh = self._newest_ms >= self._last_event_ms
+        ready = np.flatnonzero(waits & (fresh | (self._waited >= self.settings.patience_steps)))
+        self._waited[waits] += 1
+        self.counters["waited_out"] += int((~fresh[ready]).sum())
+        rates = self.popularity.rates() if len(ready) else np.zeros(0)
+        happened = [self._show(user, max(int(self._next_ms[user]), self._now_ms + 1), rates) for user in ready.tolist()]
         while self._pending and self._pending[0][0] <= now_ms:
             happened.append(heapq.heappop(self._pending)[2])
         happened.sort(key=lambda record: record.event_time_ms or 0)
@@ -169,115 +147,66 @@ class ClosedLoop:
             happened += [heartbeat("impressions", now_ms), heartbeat("clicks", now_ms)]
         return happened
 
-    def _show(self, user: int, time_ms: int, is_fresh: bool, rates: NDArray[np.float64]) -> FeedRecord:
+    def _show(self, user: int, time_ms: int, rates: NDArray[np.float64]) -> FeedRecord:
+        """Show a slate now, plan its clicks, and return its impression."""
         round_ = int(self._round[user])
-        impression_id = f"r{round_}"
-        slate, impression = self._impression(user, round_, time_ms, is_fresh, rates)
-        answers = self._answers(user, round_, slate)
-        delay = noise.uniform(self.people.seed, "delay", user, round_)[0]
-        least, largest = self.settings.click_delay_ms
-        click_ms = time_ms + least + int(delay * (largest - least))
-        last_ms = time_ms
-        for item in [item for item, answer in zip(slate, answers, strict=True) if answer]:
-            last_ms = click_ms
-            self._remember(user, item)
-            self._plan(self._click(user, impression_id, item, click_ms))
-            click_ms += self.settings.click_gap_ms
-        self._last_event_ms[user] = last_ms
+        shown = self._slate(user, round_, rates)
+        user_id = self.people.users[user].user_id
+        impression = shown.impression(f"r{round_}", user_id, time_ms, self.arm[user], self._item_id)
+        self.counters["repeated"] += int(self._clicked[user, shown.items].sum())
+        answers = self.tally.count(self.people, user, round_, shown.items, self._clicked[user])
+        self.popularity.observe(shown.items, answers)
+        clicked = [item for item, answer in zip(shown.items, answers, strict=True) if answer]
+        self._last_event_ms[user] = self._plan_clicks(user, impression, clicked)
         self._round[user] += 1
         self._waited[user] = 0
         self._next_ms[user] = time_ms + self.settings.round_interval_ms
         return of(impression)
 
-    def _impression(
-        self, user: int, round_: int, time_ms: int, is_fresh: bool, rates: NDArray[np.float64]
-    ) -> tuple[list[int], Impression]:
-        user_id = self.people.users[user].user_id
-        arm = self.arm[user]
-        recommendation: Recommendation | None = None
-        propensities: Sequence[float | None]
-        if arm == "headwater":
-            recommendation = self._recommendation(user_id, is_fresh)
-        if recommendation is not None:
-            slate = [self._items[place.item_id] for place in recommendation.slate][: self.settings.slate_size]
-            propensities = [None] * len(slate)
-            policy = recommendation.policy
-        elif arm == "popularity":
-            slate, propensities, policy = (
-                self._popular(user, rates),
-                [1.0] * self.settings.slate_size,
-                "popularity",
-            )
-        else:
-            slate, propensities = self._random(user, round_)
-            policy = "random"
-        impression = Impression(
-            impression_id=f"r{round_}",
-            user_id=user_id,
-            event_time_ms=time_ms,
-            slate=[
-                SlateItem(self.people.items[item].item_id, place, propensity)
-                for place, (item, propensity) in enumerate(zip(slate, propensities, strict=False), start=1)
-            ],
-            policy=policy,
-            model_version=recommendation.model_version if recommendation else None,
-            decision_id=recommendation.decision_id if recommendation else None,
-            extra={"arm": arm},
-        )
-        return slate, impression
-
-    def _recommendation(self, user_id: str, is_fresh: bool) -> Recommendation | None:
-        found = self._newest.get(user_id)
-        kind = "fresh" if is_fresh else "stale"
-        if found is None:
-            found = self._newest.get(DEFAULT_USER)
-            kind = "default" if found is not None else "fallback"
-        self.counters[kind] += 1
-        return found
-
-    def _candidates(self, user: int) -> NDArray[np.bool_]:
+    def _slate(self, user: int, round_: int, rates: NDArray[np.float64]) -> Shown:
+        size = self.settings.slate_size
+        if self.arm[user] == "headwater" and (shown := self._recommended(user)) is not None:
+            return shown
         candidates = np.ones(len(self.people.items), dtype=bool)
         candidates[self._seen[user][-self.settings.seen_items :]] = False
-        return candidates
+        if self.arm[user] == "popularity":
+            return slates.popular(rates, candidates, size)
+        return slates.random(self.people.seed, user, round_, candidates, size)
 
-    def _popular(self, user: int, rates: NDArray[np.float64]) -> list[int]:
-        order = np.argsort(np.where(self._candidates(user), -rates, np.inf), kind="stable")
-        best: list[int] = order[: self.settings.slate_size].tolist()
-        return best
+    def _recommended(self, user: int) -> Shown | None:
+        size = self.settings.slate_size
+        if (found := self._newest.get(self.people.users[user].user_id)) is not None:
+            is_fresh = self._newest_ms[user] >= self._last_event_ms[user]
+            self.counters["fresh" if is_fresh else "stale"] += 1
+            return slates.recommended(found, self._items, size, own=True)
+        if (found := self._newest.get(DEFAULT_USER)) is not None:
+            self.counters["default"] += 1
+            return slates.recommended(found, self._items, size, own=False)
+        self.counters["fallback"] += 1
+        return None
 
-    def _random(self, user: int, round_: int) -> tuple[list[int], list[float]]:
-        candidates = np.flatnonzero(self._candidates(user))
-        draws = noise.uniform(self.people.seed, "random", user, round_, candidates)
-        slate: list[int] = candidates[np.argsort(draws)[: self.settings.slate_size]].tolist()
-        return slate, [1.0 / (len(candidates) - place) for place in range(len(slate))]
-
-    def _answers(self, user: int, round_: int, slate: list[int]) -> list[bool]:
-        """What the person clicks of the slate, counted."""
-        asked = np.array([user]), np.array([round_]), np.array([slate], dtype=np.int64)
-        before = self._clicked[user, asked[2]]
-        answers: list[bool] = self.people.answers(*asked, before)[0].tolist()
-        self.counters["repeated"] += int(before.sum())
-        tally = self.tally
-        tally.shown[user, round_] = len(slate)
-        tally.clicks[user, round_] = sum(answers)
-        tally.rated_clicks[user, round_] = self.people.liked_later()[user, asked[2][0]][answers].sum()
-        tally.expected[user, round_] = self.people.click_probability(asked[0], asked[2], before).sum()
-        self.popularity.observe(slate, answers)
-        return answers
+    def _plan_clicks(self, user: int, impression: Impression, items: Sequence[int]) -> int:
+        """Plan the clicks of an impression; returns the event time of the last of them, or else its own."""
+        least_ms, largest_ms = self.settings.click_delay_ms
+        share = float(noise.uniform(self.people.seed, "delay", user, int(self._round[user]))[0])
+        first_ms = impression.event_time_ms + least_ms + int(share * (largest_ms - least_ms))
+        time_ms = impression.event_time_ms
+        for place, item in enumerate(items):
+            time_ms = first_ms + place * self.settings.click_gap_ms
+            click = Click(
+                click_id=f"{impression.impression_id}:{self._item_id(item)}",
+                impression_id=impression.impression_id,
+                user_id=impression.user_id,
+                item_id=self._item_id(item),
+                event_time_ms=time_ms,
+            )
+            heapq.heappush(self._pending, (time_ms, f"{click.user_id}/{click.click_id}", of(click)))
+            self._remember(user, item)
+        return time_ms
 
     def _remember(self, user: int, item: int) -> None:
         self._clicked[user, item] = True
         self._seen[user].append(item)
 
-    def _plan(self, click: Click) -> None:
-        heapq.heappush(self._pending, (click.event_time_ms, f"{click.user_id}/{click.click_id}", of(click)))
-
-    def _click(self, user: int, impression_id: str, item: int, time_ms: int) -> Click:
-        item_id = self.people.items[item].item_id
-        return Click(
-            click_id=f"{impression_id}:{item_id}",
-            impression_id=impression_id,
-            user_id=self.people.users[user].user_id,
-            item_id=item_id,
-            event_time_ms=time_ms,
-        )
+    def _item_id(self, item: int) -> str:
+        return self.people.items[item].item_id

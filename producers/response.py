@@ -1,16 +1,16 @@
-"""How people answer a slate: an item-kNN model of taste, position bias, and their real ratings where there are any.
+"""How people answer a slate: an item-kNN model of taste, position bias, and real ratings where there are any.
 
-The model is of another family than the learner: neighbourhoods of items by cosine of the rating columns (Sarwar et al. 2001)
-with fixed noise for each pair of person and item. For person u and item i, with S_ij the cosine kept for the
-`neighbours` nearest j of i and g(r) = (r - 3)/2 + 1/4 the worth of a rating r:
+The model is of another family than the learner: neighbourhoods of items by cosine of the rating columns
+(Sarwar et al. 2001) with fixed noise for each pair of person and item. For person u and item i, with S_ij
+the cosine kept for the `neighbours` nearest j of i and g(r) = (r - 3)/2 + 1/4 the worth of a rating r:
 
-    taste_ui = Σ_j S_ij g(r_uj) / sqrt(Σ_j S_ij²), less its mean over people and over items, in standard deviations
-    worth_ui = (quality_weight quality_i + taste_weight taste_ui + noise ε_ui) / norm of the weights
+    taste_ui = Σ_j S_ij g(r_uj) / sqrt(Σ_j S_ij²)
+    worth_ui = (quality_weight quality_i + taste_weight taste_ui + noise ε_ui) / norm of the three weights
     attraction_ui = low + (high - low) / (1 + exp(-slope (worth_ui - threshold)))
 
-`quality_i` is how often and how well the item was rated. Where a rating is known, it answers: `high` from 4 on, else `low`.
-A shown item is clicked when it is examined, with probability 1 / (1 + examination_decay (p - 1)) at position p, and
-attracts.
+Taste is taken less its mean over people and over items, in standard deviations; `quality_i` is how often and
+how well the item was rated. Where a rating is known, it answers: `high` from 4 on, else `low`. A shown item is
+clicked when it attracts and is examined, with probability 1 / (1 + examination_decay (p - 1)) at position p.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from producers import noise
 from producers.feeds.movielens import LIKED
 
-__all__ = ["ResponseSettings", "answered", "examination", "neighbour_taste", "quality", "to_attraction"]
+__all__ = ["ResponseSettings", "answered", "examination", "neighbour_taste", "pair_noise", "quality", "to_attraction"]
 
 _TINY: Final = 1e-9
 
@@ -56,7 +56,7 @@ class ResponseSettings:
 
 def examination(places: int, settings: ResponseSettings) -> NDArray[np.float64]:
     """Probability that each place is looked at, from position 1: float64[places]."""
-    return 1.0 / (1.0 + settings.examination_decay * np.arange(places))
+    return np.reciprocal(1.0 + settings.examination_decay * np.arange(places, dtype=np.float64))
 
 
 def neighbour_taste(ratings: NDArray[np.float64], neighbours: int) -> NDArray[np.float64]:
@@ -76,7 +76,10 @@ def neighbour_taste(ratings: NDArray[np.float64], neighbours: int) -> NDArray[np
 
 
 def quality(ratings: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What all people agree on, standardised: how often (log) and how well (shrunk) an item was rated: float64[items]."""
+    """What all people agree on, standardised: float64[items].
+
+    The mean of how often (in logarithms) and how well (shrunk to 3) an item was rated.
+    """
     count = (ratings > 0).sum(axis=0)
     how_well = np.where(ratings > 0, ratings - 3.0, 0.0).sum(axis=0) / (count + 10.0)
     return (_standard(np.log1p(count)) + _standard(how_well)) / 2.0
@@ -88,7 +91,7 @@ def to_attraction(
     noise_: NDArray[np.float64],
     settings: ResponseSettings,
 ) -> NDArray[np.float64]:
-    """Attraction probabilities from quality [items], taste and noise [users, items]: float64[users, items]."""
+    """Attraction from quality [items], and taste and noise [users, items]: float64[users, items]."""
     weights = settings.quality_weight, settings.taste_weight, settings.noise
     worth = weights[0] * agreed + weights[1] * taste + weights[2] * noise_
     worth /= np.sqrt(sum(weight**2 for weight in weights))

@@ -1,7 +1,7 @@
-"""What the demo claims: click rates with intervals, the gap closed, the really rated pairs, and the A/A check.
+"""What the demo claims: click rates with intervals, the gap closed, really rated pairs, and the A/A check.
 
-A click rate is clicks over places: a slate that came short of `slate_size` counts as full. Intervals are percentile
-bootstraps over people (Efron 1979), 95 %.
+A click rate is clicks over places: a slate that came short of `slate_size` counts as full. Intervals are
+percentile bootstraps over people (Efron 1979), 95 %.
 """
 
 from typing import Final
@@ -85,7 +85,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def click_rates(loop: ClosedLoop, *, resamples: int = 300, seed: int = 0) -> dict[Arm, Rate]:
-    """The arms' click rates so far, as far as each person got, for the live view; arms not shown yet are left out."""
+    """The arms' click rates, as far as each person got, for the live view; arms not shown yet are left out."""
     seen = (loop.tally.shown >= 0).sum(axis=1)
     rate = loop.tally.clicks.sum(axis=1) / np.maximum(seen * loop.settings.slate_size, 1)
     bootstrap = Bootstrap(resamples, seed)
@@ -164,7 +164,8 @@ def past_likes(people: People) -> NDArray[np.bool_]:
 
 def past_clicks(people: People) -> Floats:
     """Each item's clicks in the warm-up: popularity by count: float64[items]."""
-    return past_likes(people).sum(axis=0).astype(np.float64)
+    counts: Floats = past_likes(people).sum(axis=0).astype(np.float64)
+    return counts
 
 
 class Bootstrap:
@@ -228,7 +229,8 @@ def _members(loop: ClosedLoop) -> dict[Arm, NDArray[np.int64]]:
 def _halves(loop: ClosedLoop, members: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Two halves by another hash than the arms'."""
     names = (f"half/{loop.people.users[user].user_id}" for user in members.tolist())
-    return noise.hashes(names) % np.uint64(2) == 0
+    halves: NDArray[np.bool_] = noise.hashes(names) % np.uint64(2) == 0
+    return halves
 
 
 def _share(ours: Floats, theirs: Floats, best: Floats) -> Floats:

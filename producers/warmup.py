@@ -1,9 +1,9 @@
 """The warm-up: what people did before the demo, as impressions and clicks in the past.
 
-It is a function of `people.history` alone: whatever the newer half holds, the warm-up's bytes are the same. Each person's
-older ratings, in time order, are grouped into slates and mixed with items the person has not rated by then, drawn
-at random and put at random places; a rating of `LIKED` or more is a click. Nobody knows how these slates were
-chosen, so they carry no propensities.
+It is a function of `people.history` alone: whatever the newer half holds, the warm-up's bytes are the same.
+Each person's older ratings, in time order, are grouped into slates and mixed with items the person has not
+rated by then, drawn at random and put at random places; a rating of `LIKED` or more is a click. Nobody
+knows how these slates were chosen, so they carry no propensities.
 """
 
 from collections.abc import Iterator, Sequence
@@ -83,8 +83,7 @@ def _events(
     rng = np.random.default_rng([seed, int(noise.hashes([user_id])[0])])
     start_ms = settings.end_ms - settings.interval_ms + int(rng.integers(settings.interval_ms // 2))
     groups = [
-        ratings[first : first + settings.rated_per_slate]
-        for first in range(0, len(ratings), settings.rated_per_slate)
+        ratings[first : first + settings.rated_per_slate] for first in range(0, len(ratings), settings.rated_per_slate)
     ]
     seen: set[str] = set()
     for index, group in enumerate(groups):
@@ -125,9 +124,7 @@ def _impression(
     settings: WarmupSettings,
 ) -> Iterator[FeedRecord]:
     shown = [SlateItem(item_id, place) for place, item_id in enumerate(slate, start=1)]
-    yield of(
-        Impression(impression_id=name, user_id=user_id, event_time_ms=time_ms, slate=shown, policy=POLICY)
-    )
+    yield of(Impression(impression_id=name, user_id=user_id, event_time_ms=time_ms, slate=shown, policy=POLICY))
     liked = {rating.item_id for rating in group if rating.value >= LIKED}
     for place, item_id in enumerate(item_id for item_id in slate if item_id in liked):
         yield of(

@@ -16,8 +16,7 @@ class FeedRecord(NamedTuple):
 
     Attributes:
         role: the topic it belongs to.
-        key: of the record; None on `impressions` and `clicks` sends a heartbeat to every partition, and a line
-            that cannot be read to any one.
+        key: of the record; None for heartbeats, which go to every partition, and for a line that names no owner.
         record: what to write; bytes stand as they are (a log's line, readable or not), None is a removal.
         event_time_ms: when it happened; None for what has no time (items, users).
     """
@@ -52,8 +51,8 @@ class Feed:
     Attributes:
         name: for progress and progress files.
         read: starts it from the beginning.
-        ordered: event times never fall, topics taken together, by more than the log's own disorder; where False,
-            one topic may run far ahead of the other, and heartbeats wait for the slower one.
+        ordered: topics taken together, event times never fall by more than the log's own disorder; where
+            False, one topic may run far ahead of the other, and heartbeats wait for the slower one.
         count: number of records, where it is known before reading.
     """
 
@@ -82,7 +81,7 @@ def heartbeat(role: Literal["impressions", "clicks"], event_time_ms: int) -> Fee
 
 
 def merge(*streams: Iterable[FeedRecord]) -> Iterator[FeedRecord]:
-    """Merge streams in event time; at one time the earlier stream goes first; each stream keeps its own order.
+    """Merge streams in event time; at one time the earlier stream goes first; each keeps its own order.
 
     A record older than its stream's newest one is put at the newest one's time, and so is one without a time.
     """

@@ -1,10 +1,11 @@
 """JSONL logs: one payload a line, a file for each topic or one mixed file with a `topic` field.
 
-A directory holds any of `items.jsonl`, `users.jsonl`, `impressions.jsonl` and `clicks.jsonl`; each line is a payload as
-it stands on the topic. Items go first, then users, then impressions and clicks merged in event time. In a mixed
-file each line has a `topic` field besides, which is taken out, and the file's own order stands. A line
-`{"key": "m1", "value": null}` is a removal (items) or an erasure (users). A line that cannot be read is published as it
-is, so that the worker's dead letters say why, as they would for any other producer.
+A directory holds any of `items.jsonl`, `users.jsonl`, `impressions.jsonl` and `clicks.jsonl`; each line is
+a payload as it stands on the topic. Items go first, then users, then impressions and clicks merged in event
+time. In a mixed file each line has a `topic` field besides, which is taken out, and the file's own order
+stands. A line `{"key": "m1", "value": null}` is a removal (items) or an erasure (users). A line that cannot
+be read is published as it is, so that the worker's dead letters say why, as they would for any other
+producer.
 """
 
 from collections.abc import Iterator
@@ -65,7 +66,7 @@ def _read_mixed(path: Path) -> Iterator[FeedRecord]:
         role = _role(fields.pop("topic", None))
         if role is None:
             raise SettingsError(
-                f"{path.name}, line {number}: expected a JSON object with a topic field, one of {', '.join(_ROLES)}"
+                f"{path.name}, line {number}: expected a JSON object whose topic is one of {', '.join(_ROLES)}"
             )
         yield _feed_record(role, msgspec.json.encode(fields))
 

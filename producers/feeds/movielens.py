@@ -1,8 +1,8 @@
 """MovieLens-100k (Harper and Konstan 2015), read from the wheel of RecBole as data only.
 
-The feed turns each rating into a single-item impression without a propensity, and a rating of `LIKED` or more into a click
-`CLICK_DELAY_MS` later. The data set's times are of 1997 and 1998, which the wire refuses as out of range, so they are moved
-by `SHIFT_MS`.
+The feed turns each rating into a single-item impression without a propensity, and a rating of `LIKED` or
+more into a click `CLICK_DELAY_MS` later. The data set's times are of 1997 and 1998, which the wire refuses
+as out of range, so they are moved by `SHIFT_MS`.
 """
 
 import csv
@@ -115,9 +115,7 @@ def _click(rating: Rating) -> Click:
 def _rows(wheel: Path, suffix: str) -> Iterator[Mapping[str, str]]:
     """Rows of a RecBole atomic file; its header's `name:type` is cut to the name."""
     with zipfile.ZipFile(wheel) as archive, archive.open(f"{_ROOT}.{suffix}") as file:
-        lines = csv.reader(
-            io.TextIOWrapper(file, encoding="utf-8", newline=""), delimiter="\t", quoting=csv.QUOTE_NONE
-        )
+        lines = csv.reader(io.TextIOWrapper(file, encoding="utf-8", newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
         names = [name.partition(":")[0] for name in next(lines)]
         for line in lines:
             yield dict(zip(names, line, strict=True))

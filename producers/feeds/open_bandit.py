@@ -1,9 +1,10 @@
 """The Open Bandit Dataset's small version: six logs of 10 000 single-item impressions (arXiv 2008.07146).
 
-Each row is an impression of its own user, because the data set names none: the user id is made of behaviour policy,
-campaign and row. The propensity is marginal, as the data set gives it. A click follows its impression by
-`CLICK_DELAY_MS`, since the log has one time a row. Item ids count from 0 in each campaign, so they carry its name. Item
-features come from the random policy's `item_context.csv` for both behaviours: the feature hashes of the two files differ.
+Each row is an impression of its own user, because the data set names none: the user id is made of behaviour
+policy, campaign and row. The propensity is marginal, as the data set gives it. A click follows its
+impression by `CLICK_DELAY_MS`, since the log has one time a row. Item ids count from 0 in each campaign, so
+they carry its name. Item features come from the random policy's `item_context.csv` for both behaviours: the
+feature hashes of the two files differ.
 """
 
 import csv
