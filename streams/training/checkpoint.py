@@ -190,7 +190,5 @@ def read(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} was written by another version: {error}") from error
     learner = bytes(body[header_end:])
     if len(learner) != header.learner_bytes:
-        raise CheckpointError(
-            f"{path} holds {len(learner)} bytes of learner; its header says {header.learner_bytes}"
-        )
+        raise CheckpointError(f"{path} holds {len(learner)} bytes of learner; its header says {header.learner_bytes}")
     return Checkpoint(header, learner, str(path))

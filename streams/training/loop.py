@@ -115,6 +115,7 @@ class TrainingLoop:
         self._training_s = 0.0
         self._steps = 0
         self._checkpointed_offsets: dict[int, int] = {}
+        self._reported_offsets: dict[int, int] = {}
         now = clock()
         self._published_s: float | None = now
         self._checkpointed_s = self._progress_s = self._input_s = now
@@ -183,7 +184,8 @@ class TrainingLoop:
             self._settings.checkpoint_interval_s, _CHECKPOINT_SHARE * self._checkpoint_cost_s
         ):
             self.checkpoint()
-        if now - self._progress_s >= _PROGRESS_INTERVAL_S:
+        news = self._offsets != self._reported_offsets
+        if news and now - self._progress_s >= _PROGRESS_INTERVAL_S:
             self._progress()
 
     def checkpoint(self) -> None:
@@ -208,9 +210,7 @@ class TrainingLoop:
         self._checkpointed_s = self._clock()
         self._checkpoint_cost_s = self._checkpointed_s - began
         self._emit(
-            Checkpointed(
-                path=str(path), bytes=size, seconds=self._checkpoint_cost_s, offsets=dict(self._offsets)
-            )
+            Checkpointed(path=str(path), bytes=size, seconds=self._checkpoint_cost_s, offsets=dict(self._offsets))
         )
 
     def close(self) -> None:
@@ -300,6 +300,7 @@ class TrainingLoop:
 
     def _progress(self) -> None:
         self._progress_s = self._clock()
+        self._reported_offsets = dict(self._offsets)
         left_out = {f"left-out-{reason}": n for reason, n in self._learner.left_out.items()}
         examples = self._steps * self._start.learner.batch_size
         self._emit(

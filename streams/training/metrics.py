@@ -35,9 +35,7 @@ class TrainerMetrics:
         self._published_at = self._gauge("published_timestamp_seconds", "Unix time of the last publication.")
         self._checkpoint_bytes = self._gauge("checkpoint_bytes", "Size of the last checkpoint.")
         self._checkpoint_seconds = self._gauge("checkpoint_seconds", "Time to write the last checkpoint.")
-        self._in_flight_bytes = self._gauge(
-            "in_flight_bytes", "Bytes of records handed over, not yet consumed."
-        )
+        self._in_flight_bytes = self._gauge("in_flight_bytes", "Bytes of records handed over, not yet consumed.")
 
     def progress(self, message: Progress) -> None:
         """Take a progress report."""

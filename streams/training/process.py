@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -30,6 +31,7 @@ CHILD: Final = (sys.executable, "-m", "streams.training.child")
 
 _STREAM_LIMIT_BYTES: Final = 2**22
 _LAST_LINES: Final = 20
+_EXIT_S: Final = 2.0
 
 
 class TrainerDied(HeadwaterError):  # noqa: N818 - it is what happened
@@ -120,8 +122,7 @@ class TrainerProcess:
         """End the child at once; what it has not checkpointed is learned again."""
         if self._process is None or self._ended is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        _kill(self._process)
         with contextlib.suppress(TrainerDied):
             await self.wait()
 
@@ -140,10 +141,7 @@ class TrainerProcess:
                     ready.set_result(message)
                 self._on_message(message)
         finally:
-            if process.returncode is None and not isinstance(last, Stopped | Failed):
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-            code = await process.wait()
+            code = await _exit_status(process)
             await stderr
             self._stdin().close()
         if isinstance(last, Failed):
@@ -170,6 +168,22 @@ async def _messages(process: Process) -> AsyncIterator[FromChild]:
             yield decode_from_child(await stdout.readexactly(length))
         except asyncio.IncompleteReadError:
             return
+
+
+async def _exit_status(process: Process) -> int:
+    """Of a process that has closed its output: it ends by itself in a moment, or is ended."""
+    try:
+        return await asyncio.wait_for(process.wait(), _EXIT_S)
+    except TimeoutError:
+        _kill(process)
+        return await process.wait()
+
+
+def _kill(process: Process) -> None:
+    # Not Process.kill(): it polls first, and so may take the exit status from asyncio's own watcher.
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
 
 
 def _how(code: int) -> str:

@@ -169,9 +169,7 @@ class ModelPublisher:
         except KafkaException as exception:
             error: KafkaError = exception.args[0]
             if error.code() in _FENCED:
-                raise PublicationError(
-                    "another trainer of the same app has taken over; this one ends"
-                ) from exception
+                raise PublicationError("another trainer of the same app has taken over; this one ends") from exception
             if error.txn_requires_abort():
                 raise _AbortNeededError(str(error)) from exception
             if error.retriable() and not error.fatal():

@@ -69,13 +69,11 @@ class Schedule:
         self.state.unpublished_steps += self._settings.steps_per_round
 
     def publication_due(self) -> bool:
-        """Whether a model goes out at this count; never where models go out by the clock."""
+        """Whether a model goes out at this count (the first at once); never where they go out by the clock."""
         every, state = self._settings.publish_every_transitions, self.state
-        return (
-            every > 0
-            and state.unpublished_steps > 0
-            and state.transitions // every > state.published_at // every
-        )
+        if every == 0 or state.unpublished_steps == 0:
+            return False
+        return state.published_at == 0 or state.transitions // every > state.published_at // every
 
     def published(self) -> None:
         """Note that a model went out."""

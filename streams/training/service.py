@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -29,6 +30,8 @@ log = structlog.get_logger(__name__)
 
 _RETRY_S = 1.0
 _KILL_S = 1.0
+_WAITING_MODELS = 8
+"""Models that wait for a broker that is away; the oldest is left out when there are more."""
 
 
 class TrainerService:
@@ -60,7 +63,7 @@ class TrainerService:
         self._in_flight = 0
         self._room = asyncio.Event()
         self._room.set()
-        self._model: Model | None = None
+        self._models: deque[Model] = deque()
         self._offsets: dict[int, int] | None = None
         self._pending = asyncio.Event()
         self._stopping = False
@@ -71,6 +74,11 @@ class TrainerService:
     def pid(self) -> int | None:
         """Of the child process."""
         return self._process.pid
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """Records handed over and not yet consumed."""
+        return self._in_flight
 
     async def start(self) -> Ready:
         """Start the child; returns where it stands, so that input can begin at its offsets.
@@ -167,15 +175,14 @@ class TrainerService:
                     **{name: round(value, 6) for name, value in message.metrics.items()},
                 )
             case Model():
-                if self._model is not None:
-                    log.warning("model superseded before it went out", model_version=self._model.version)
-                self._model = message
+                self._models.append(message)
+                if len(self._models) > _WAITING_MODELS:
+                    superseded = self._models.popleft()
+                    log.warning("model superseded before it went out", model_version=superseded.version)
                 self._pending.set()
             case Checkpointed():
                 self._metrics.checkpointed(message)
-                log.info(
-                    "checkpoint", path=message.path, bytes=message.bytes, seconds=round(message.seconds, 3)
-                )
+                log.info("checkpoint", path=message.path, bytes=message.bytes, seconds=round(message.seconds, 3))
                 self._offsets = message.offsets
                 self._pending.set()
             case _:
@@ -189,9 +196,8 @@ class TrainerService:
         while True:
             await self._pending.wait()
             self._pending.clear()
-            model, self._model = self._model, None
-            if model is not None:
-                await self._publish(model)
+            while self._models:
+                await self._publish(self._models.popleft())
             offsets, self._offsets = self._offsets, None
             if offsets is not None:
                 await self._call(self._sink.commit, offsets)
