@@ -133,14 +133,25 @@ class Click(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Heartbeat(Struct, frozen=True, kw_only=True):
-    """Moves event time on a partition without an event; its key is null."""
+    """Moves event time on a partition without an event; its key is null.
+
+    Attributes:
+        heartbeat: tells it from the topic's other records.
+        event_time_ms: the partition holds nothing older that is yet to come.
+    """
 
     heartbeat: Literal[True]
     event_time_ms: TimeMs
 
 
 class SessionEnd(Struct, frozen=True, kw_only=True):
-    """On `impressions`: the feed knows that the user's session ended."""
+    """The feed knows that the user's session ended.
+
+    Attributes:
+        session_end: tells it from the topic's other records.
+        user_id: the person; also the record's key.
+        event_time_ms: when it ended.
+    """
 
     session_end: Literal[True]
     user_id: Id
@@ -172,7 +183,13 @@ class Item(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class User(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Traits of a person; a null value on the topic erases the person."""
+    """Traits of a person; a null value on the topic erases the person.
+
+    Attributes:
+        user_id: the person; also the record's key.
+        traits: raw inputs that change rarely, by name.
+        extra: unknown top-level fields.
+    """
 
     user_id: Id
     traits: dict[str, Any] = field(default_factory=dict)
@@ -216,7 +233,13 @@ class Candidates(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Cause(Struct, frozen=True, kw_only=True):
-    """The last record that was applied to the user before the slate was made."""
+    """The last record that was applied to the user before the slate was made.
+
+    Attributes:
+        topic: that it came from.
+        partition: of the topic.
+        offset: in the partition.
+    """
 
     topic: str
     partition: int
@@ -250,7 +273,14 @@ class Recommendation(Struct, frozen=True, kw_only=True):
 
 
 class HistoryEntry(Struct, frozen=True, array_like=True):
-    """One piece of joined feedback: `[item_id, kind, reward, age_ms]`, age at the state's time."""
+    """One piece of joined feedback, as an array of its fields in their order.
+
+    Attributes:
+        item_id: what the feedback was about.
+        kind: of feedback.
+        reward: `weights[kind] * value`.
+        age_ms: time from the feedback to the state's time.
+    """
 
     item_id: str
     kind: str
@@ -277,7 +307,14 @@ class TransitionState(Struct, frozen=True, kw_only=True):
 
 
 class TransitionItem(Struct, frozen=True, kw_only=True):
-    """One shown item with its reward; `propensity` is null where unknown, `reward` null in a next slate."""
+    """One shown item with its reward.
+
+    Attributes:
+        item_id: what was shown.
+        position: from 1.
+        propensity: as `propensity_kind` says; null where unknown.
+        reward: the sum over its feedback in the window, or the default reward.
+    """
 
     item_id: str
     position: int
@@ -286,7 +323,13 @@ class TransitionItem(Struct, frozen=True, kw_only=True):
 
 
 class NextItem(Struct, frozen=True, kw_only=True):
-    """One item of the next slate; it carries no reward."""
+    """One item of the next slate; it carries no reward.
+
+    Attributes:
+        item_id: what was shown.
+        position: from 1.
+        propensity: probability under the next impression's logging policy; null where unknown.
+    """
 
     item_id: str
     position: int
@@ -352,14 +395,24 @@ class Transition(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Erased(Struct, frozen=True, kw_only=True):
-    """On `transitions`: the person is erased; whoever keeps transitions drops theirs."""
+    """The person is erased; whoever keeps transitions drops theirs.
+
+    Attributes:
+        erased: tells it from the topic's other records.
+        user_id: the person; also the record's key.
+    """
 
     erased: Literal[True]
     user_id: Id
 
 
 class Tensor(Struct, frozen=True, kw_only=True):
-    """Shape and dtype of one tensor of a model, as safetensors names them."""
+    """Shape and dtype of one tensor of a model.
+
+    Attributes:
+        shape: its dimensions.
+        dtype: by safetensors' name, such as `F32`.
+    """
 
     shape: list[int]
     dtype: str
@@ -432,7 +485,19 @@ class Erasure(Struct, frozen=True, kw_only=True):
 
 
 class Evaluation(Struct, frozen=True, kw_only=True):
-    """An off-policy estimate of a policy's value."""
+    """An off-policy estimate of a policy's value.
+
+    Attributes:
+        policy: the evaluation policy.
+        estimator: name of the estimator.
+        value: estimated reward of a slate, in reward units.
+        low: lower end of its 95 % interval.
+        high: upper end of its 95 % interval.
+        effective_sample_size: (sum of weights)² / sum of squared weights, in slates.
+        mean_weight: of the importance weights; 1 where the logs cover the policy.
+        largest_weight: of the importance weights.
+        verdict: what follows from it, and why.
+    """
 
     policy: str
     estimator: str
@@ -446,7 +511,17 @@ class Evaluation(Struct, frozen=True, kw_only=True):
 
 
 class DeadLetterHeaders(Struct, frozen=True, kw_only=True):
-    """Headers of a dead letter; key and value are the original bytes."""
+    """Headers of a dead letter; key and value are the original bytes.
+
+    Attributes:
+        reason: why it was refused, one of the reasons below.
+        topic: that it came from.
+        partition: of the topic.
+        offset: in the partition.
+        error: what was wrong, for a person.
+        schema_version: under which it was refused.
+        attempt: how often it has been tried, from 1.
+    """
 
     reason: str
     topic: str
@@ -483,9 +558,7 @@ def decode(source: Source, value: bytes | None, *, max_bytes: int = 1_000_000) -
     if value is None:
         raise DecodeError("not-json", f"a null value means nothing on {source}; write a JSON object")
     if len(value) > max_bytes:
-        raise DecodeError(
-            "too-large", f"{len(value)} bytes; at most {max_bytes} are taken: shorten the record"
-        )
+        raise DecodeError("too-large", f"{len(value)} bytes; at most {max_bytes} are taken: shorten the record")
     try:
         fields = msgspec.json.decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
