@@ -1,0 +1,83 @@
+"""Where a stream task's RocksDB lives, and when what lies there is no longer to be believed.
+
+A store is a cache of its changelog. It is wiped where it belongs to another changelog, is ahead of it, or is so old
+that tombstones it never saw may be gone. Where another process still holds the directory, a private one is used.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from streams.ports import TOPICS
+from streams.settings import StreamSettings
+from streams.store import RocksStore
+
+__all__ = ["open_store"]
+
+_LOCK_WAIT_S: Final = 3.0
+_LOCK_POLL_S: Final = 0.1
+
+
+def open_store(
+    settings: StreamSettings,
+    role: str,
+    partition: int,
+    *,
+    topics: bytes,
+    end: int,
+    now_ms: Callable[[], int],
+) -> RocksStore:
+    """Open the store of a stream task; fresh where the old one cannot be believed.
+
+    Args:
+        settings: where, and how old a store may be.
+        role: of the worker.
+        partition: number of the stream task.
+        topics: ids of its topics as they are now, as the `TOPICS` record has them.
+        end: of the changelog.
+        now_ms: the wall clock.
+    """
+    path = settings.data_dir / role / str(partition)
+    store = _open(path, settings, now_ms)
+    reason = _disbelief(store, settings, topics=topics, end=end, now_ms=now_ms())
+    if reason is None:
+        return store
+    structlog.get_logger().warning("store-wiped", partition=partition, reason=reason)
+    store.close()
+    shutil.rmtree(store.path)
+    return RocksStore(store.path, block_cache_bytes=settings.block_cache_bytes, now_ms=now_ms)
+
+
+def _open(path: Path, settings: StreamSettings, now_ms: Callable[[], int]) -> RocksStore:
+    deadline = time.monotonic() + _LOCK_WAIT_S
+    while True:
+        try:
+            return RocksStore(path, block_cache_bytes=settings.block_cache_bytes, now_ms=now_ms)
+        except Exception as error:
+            if "lock" not in str(error).lower():
+                raise
+            if time.monotonic() > deadline:
+                structlog.get_logger().warning("store-held-by-another-process", path=str(path))
+                path = path.with_name(f"{path.name}.{os.getpid()}")
+            time.sleep(_LOCK_POLL_S)
+
+
+def _disbelief(
+    store: RocksStore, settings: StreamSettings, *, topics: bytes, end: int, now_ms: int
+) -> str | None:
+    position, written_ms = store.position, store.written_ms
+    if position is None:
+        return None
+    known = store.meta(TOPICS)
+    if known is not None and known != topics:
+        return "it belongs to other topics"
+    if position > end:
+        return f"it is ahead of its changelog: {position}, which ends at {end}"
+    if written_ms is None or now_ms - written_ms > settings.tombstone_retention_ms // 2:
+        return "it is older than half the retention of tombstones"
+    return None

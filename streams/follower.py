@@ -1,0 +1,112 @@
+"""Reads whole topics without a group: every partition to its end, then what comes. For `items` and `models`.
+
+Faust's assignor would give each worker a share of them; every worker needs them whole.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import structlog
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from model_core.errors import SettingsError
+from streams.clients import confluent_config
+from streams.settings import StreamSettings
+
+__all__ = ["Follower"]
+
+_BATCH: Final = 2_000
+_POLL_S: Final = 0.2
+_TIMEOUT_S: Final = 30.0
+
+
+class Follower:
+    """A thread that follows one topic.
+
+    Args:
+        settings: of the broker.
+        role: of the topic.
+        apply: is given librdkafka messages in the order of their logs, on the follower's thread.
+        failed: is given what ended the thread.
+    """
+
+    def __init__(
+        self,
+        settings: StreamSettings,
+        role: str,
+        apply: Callable[[Sequence[Any]], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._topic = settings.topic(role)
+        self._settings = settings
+        self._apply = apply
+        self._failed = failed
+        self._stop = threading.Event()
+        self.caught_up = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"follow-{role}", daemon=True)
+
+    def start(self) -> None:
+        """Begin at the beginning."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, and wait for it."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            consumer = self._consumer()
+            try:
+                self._follow(consumer)
+            finally:
+                consumer.close()
+        except BaseException as error:  # noqa: BLE001 - a worker without its catalogue or models is no worker
+            self._failed(error)
+
+    def _consumer(self) -> Consumer:
+        return Consumer(
+            confluent_config(
+                self._settings,
+                **{
+                    "group.id": f"{self._topic}-no-group",
+                    "enable.auto.commit": False,
+                    "enable.partition.eof": True,
+                    "isolation.level": "read_committed",
+                    "auto.offset.reset": "earliest",
+                    "fetch.wait.max.ms": 100,
+                },
+            )
+        )
+
+    def _follow(self, consumer: Consumer) -> None:
+        metadata = consumer.list_topics(self._topic, _TIMEOUT_S).topics[self._topic]
+        if metadata.error is not None or not metadata.partitions:
+            raise SettingsError(
+                f"topic {self._topic} is not there: create it, or run `headwater topics create`"
+            )
+        ahead = set(metadata.partitions)
+        consumer.assign([TopicPartition(self._topic, partition, 0) for partition in sorted(ahead)])
+        while not self._stop.is_set():
+            messages = []
+            for message in consumer.consume(_BATCH, _POLL_S):
+                error = message.error()
+                if error is None:
+                    messages.append(message)
+                elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - its public name
+                    ahead.discard(message.partition())
+                elif error.retriable() or error.code() in _PASSING:
+                    structlog.get_logger().warning("follower-waits", topic=self._topic, error=str(error))
+                else:
+                    raise KafkaException(error)
+            if messages:
+                self._apply(messages)
+            if not ahead:
+                self.caught_up.set()
+
+
+_PASSING: Final = frozenset(
+    (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._TIMED_OUT)  # noqa: SLF001 - public names
+)

@@ -1,0 +1,122 @@
+"""From the changelog into the store: read committed, in batches, until the position has reached the end.
+
+The end of a transactional changelog is a commit marker, which is never delivered; librdkafka's end-of-partition
+event carries the position behind it, so that is what recovery waits for.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Final, NamedTuple
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from model_core.errors import InvariantError
+from streams.clients import confluent_config
+from streams.settings import StreamSettings
+from streams.store import RocksStore
+
+__all__ = ["Recovered", "Reader", "recover"]
+
+_BATCH: Final = 5_000
+_TIMEOUT_S: Final = 30.0
+_POLL_S: Final = 0.5
+_STALL_S: Final = 60.0
+
+
+class Recovered(NamedTuple):
+    """What a recovery read: records, their bytes, the seconds it took."""
+
+    records: int
+    bytes: int
+    seconds: float
+
+
+class Reader:
+    """A consumer of the group that is assigned by hand: for changelogs and committed offsets."""
+
+    def __init__(self, settings: StreamSettings, group: str) -> None:
+        self.consumer = Consumer(
+            confluent_config(
+                settings,
+                **{
+                    "group.id": group,
+                    "enable.auto.commit": False,
+                    "enable.partition.eof": True,
+                    "isolation.level": "read_committed",
+                    "auto.offset.reset": "earliest",
+                    "fetch.wait.max.ms": 20,
+                },
+            )
+        )
+
+    def end(self, topic: str, partition: int) -> int:
+        """First offset that no committed record has."""
+        offsets = self.consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_TIMEOUT_S)
+        return int(offsets[1])
+
+    def begin(self, topic: str, partition: int) -> int:
+        """First offset that is still there."""
+        offsets = self.consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_TIMEOUT_S)
+        return int(offsets[0])
+
+    def committed(self, topics: Iterable[str], partition: int) -> dict[str, int]:
+        """Offsets that the group committed, of those topics that have one."""
+        answer = self.consumer.committed([TopicPartition(topic, partition) for topic in topics], _TIMEOUT_S)
+        for found in answer:
+            if found.error is not None:
+                raise KafkaException(found.error)
+        return {found.topic: found.offset for found in answer if found.offset >= 0}
+
+    def close(self) -> None:
+        """Leave."""
+        self.consumer.close()
+
+
+def recover(
+    reader: Reader, store: RocksStore, topic: str, partition: int, *, stopped: Callable[[], bool]
+) -> Recovered | None:
+    """Bring the store to the changelog's end; None where `stopped` said so first.
+
+    Call it after the task's transactional ids were initialised: from then on nobody else can add to the end.
+    """
+    started = time.monotonic()
+    end = reader.end(topic, partition)
+    position = store.position or 0
+    records = size = 0
+    if position < end:
+        reader.consumer.assign([TopicPartition(topic, partition, position)])
+        heard = time.monotonic()
+        while position < end:
+            if stopped():
+                reader.consumer.unassign()
+                return None
+            messages = reader.consumer.consume(_BATCH, _POLL_S)
+            changes, reached = _changes(messages)
+            if reached is not None:
+                heard = time.monotonic()
+                position = reached
+                store.restore(changes, position)
+                records += len(messages)
+                size += sum(len(key) + len(value or b"") for key, value in changes.items())
+            elif time.monotonic() - heard > _STALL_S:
+                raise InvariantError(
+                    f"{topic}-{partition}: the changelog gave nothing for {_STALL_S} s at {position} of {end}"
+                )
+        reader.consumer.unassign()
+    return Recovered(records, size, time.monotonic() - started)
+
+
+def _changes(messages: Iterable[Any]) -> tuple[dict[bytes, bytes | None], int | None]:
+    """Last value of each key, and the next offset to read; None where there was no message."""
+    changes: dict[bytes, bytes | None] = {}
+    position = None
+    for message in messages:
+        error = message.error()
+        if error is None:
+            changes[message.key()] = message.value()
+            position = message.offset() + 1
+        elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - its public name
+            position = message.offset()
+        elif not error.retriable():
+            raise KafkaException(error)
+    return changes, position

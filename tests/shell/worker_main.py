@@ -1,0 +1,50 @@
+"""Entry of a worker subprocess in tests: `python worker_main.py '{"brokers": [...], ...}'`."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from counting_engine import CountingEngine  # noqa: E402
+from streams import failpoints  # noqa: E402
+from streams.app import run_worker  # noqa: E402
+from streams.settings import StreamSettings  # noqa: E402
+
+
+class Catalogue(dict[str, Any]):
+    def set(self, item: Any) -> None:
+        self[item.item_id] = item
+
+    def remove(self, item_id: str) -> None:
+        self.pop(item_id, None)
+
+
+def main() -> int:
+    """Run a worker with the counting engine."""
+    options = json.loads(sys.argv[1])
+    failpoints.arm(options.pop("failpoints", ""))
+    state_bytes = options.pop("state_bytes", 0)
+    options["brokers"] = tuple(options["brokers"])
+    options["data_dir"] = Path(options["data_dir"])
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    engine = CountingEngine(state_bytes=state_bytes, catalogue=Catalogue())
+    return run_worker(StreamSettings(**options), lambda: engine, configuration="test", seed=0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
