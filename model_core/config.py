@@ -92,6 +92,7 @@ class PolicySettings:
     """How a slate is chosen.
 
     Attributes:
+        name: of the policy, as `policy` in recommendations and transitions says it.
         slate_size: places of a slate.
         exploration: `thompson` (particles of the posterior), `ucb` or `greedy` (the posterior mean).
         particles: posterior draws of particle Thompson sampling.
@@ -111,6 +112,7 @@ class PolicySettings:
         refresh_active_ms: users active within this get a fresh slate when a new model arrives.
     """
 
+    name: str = "headwater"
     slate_size: int = 10
     exploration: Literal["thompson", "ucb", "greedy"] = "thompson"
     particles: int = 8
@@ -135,9 +137,7 @@ class PolicySettings:
         _expect(self.particles >= 1, "policy.particles", self.particles, "1 or more draws")
         _expect(self.temperature > 0, "policy.temperature", self.temperature, "more than 0")
         _expect(0 < self.epsilon <= 1, "policy.epsilon", self.epsilon, "more than 0, at most 1")
-        _expect(
-            self.candidates >= self.slate_size, "policy.candidates", self.candidates, "at least slate_size"
-        )
+        _expect(self.candidates >= self.slate_size, "policy.candidates", self.candidates, "at least slate_size")
         shares = self.popular_share + self.new_share + self.cooccurring_share
         _expect(0 <= shares <= 1, "policy.popular_share + new_share + cooccurring_share", shares, "0 to 1")
         _expect(

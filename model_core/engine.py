@@ -1,0 +1,221 @@
+"""The engine: a batch of source records in; new user records, transitions, slates and dead letters out.
+
+The Kafka workers, the file backfill and the simulator all run this. For each batch of a stream task the caller does
+
+    intake = engine.intake(clock, partition, batch)
+    effects = engine.step(intake, stored, due)
+
+with the stored records of `intake.users` and of the `due` users, and lands the effects in one transaction. The engine
+reads no clock, file or network. Its randomness is keyed by the seed and the record that caused a slate, so the same
+batch gives the same bytes.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from model_core import intake, policy, random, records
+from model_core.bandit import head
+from model_core.candidates import Catalogue, Embedded
+from model_core.config import EncoderSettings, HeadSettings, JoinSettings, PolicySettings
+from model_core.intake import Intake, Output, SourceRecord
+from model_core.join import Clock
+from model_core.online import Learned, learn
+from model_core.records import DEFAULT_USER, Cause, Recommendation
+from model_core.serving import ServingModel
+from model_core.user_state import Decision
+from model_core.work import Due, Work
+
+__all__ = ["Effects", "Engine", "EngineSettings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """All settings that shape what the engine computes."""
+
+    join: JoinSettings = field(default_factory=JoinSettings)
+    head: HeadSettings = field(default_factory=HeadSettings)
+    policy: PolicySettings = field(default_factory=PolicySettings)
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+
+    def check(self) -> None:
+        """Raise `SettingsError` where a value is out of range."""
+        self.join.check()
+        self.head.check()
+        self.policy.check()
+
+
+class Effects(NamedTuple):
+    """What a batch does; all of it lands, or nothing.
+
+    Attributes:
+        clock: of the task, for the next `intake`.
+        states: new user records by user key; None deletes.
+        due: by user key, what the due index holds and what it has to hold.
+        outputs: records to write, in order.
+        counters: outcomes by name.
+    """
+
+    clock: bytes
+    states: dict[bytes, bytes | None]
+    due: dict[bytes, tuple[Due, Due]]
+    outputs: list[Output]
+    counters: Counter[str]
+
+
+class Engine:
+    """Steps batches of users under one model and one catalogue; not thread-safe.
+
+    Attributes:
+        catalogue: what may be offered; change it between two batches.
+    """
+
+    def __init__(self, settings: EngineSettings, catalogue: Catalogue, model: ServingModel, *, seed: int) -> None:
+        settings.check()
+        self.settings = settings
+        self.seed = seed
+        self.catalogue = catalogue
+        self.model = model
+
+    @property
+    def model(self) -> ServingModel:
+        """The model that serves; assign to swap it between two batches."""
+        return self._model
+
+    @model.setter
+    def model(self, model: ServingModel) -> None:
+        self._embedded = Embedded(self.catalogue, model, self.settings.policy)
+        self._model = model
+
+    def intake(self, clock: bytes | None, partition: int, batch: Sequence[SourceRecord], *, topics: int = 0) -> Intake:
+        """Decode and check a batch; see `intake.take_in`."""
+        return intake.take_in(clock, partition, batch, self.settings.join, topics=topics)
+
+    def step(
+        self,
+        batch: Intake,
+        stored: Mapping[bytes, bytes | None],
+        due: Sequence[bytes] = (),
+        *,
+        cause: Cause | None = None,
+    ) -> Effects:
+        """Apply a batch.
+
+        Args:
+            batch: from `intake`.
+            stored: record of each of `batch.users` and of `due`, None or absent for a user never seen.
+            due: keys of users whose index entries lie before the batch's clock.
+            cause: where given, every user gets a fresh slate because of it.
+
+        Raises:
+            StateError: a stored record is not what some known version wrote.
+        """
+        counters = Counter(batch.counters)
+        works = []
+        for key in dict.fromkeys([*batch.events, *due]):
+            work = Work(key, stored.get(key), self.settings.join, self.settings.policy, counters)
+            for event in batch.events.get(key, ()):
+                work.apply(event, batch.partition, batch.topics)
+            work.settle(batch.clock)
+            if cause is not None:
+                work.call(cause, batch.clock.watermark_ms())
+            works.append(work)
+        return self._finish(works, batch.clock, batch.dead, counters)
+
+    def refresh(self, partition: int, clock: bytes | None, stored: Mapping[bytes, bytes], cause: Cause) -> Effects:
+        """Fresh slates for these users, such as the active ones when a new model has arrived."""
+        return self.step(self.intake(clock, partition, ()), stored, list(stored), cause=cause)
+
+    def default_slate(self, partition: int, clock: bytes | None, cause: Cause) -> Effects:
+        """What a user nobody has seen should get, under the reserved key; no record is kept of it."""
+        effects = self.step(self.intake(clock, partition, ()), {}, [DEFAULT_USER.encode()], cause=cause)
+        return effects._replace(states={}, due={})
+
+    def _finish(self, works: Sequence[Work], clock: Clock, dead: Sequence[Output], counters: Counter[str]) -> Effects:
+        self._embedded.refresh()
+        if works:
+            learned = learn(
+                [work.state for work in works],
+                [work.operations for work in works],
+                catalogue=self.catalogue,
+                embedded=self._embedded,
+                model=self._model,
+                settings=self.settings.head,
+                join=self.settings.join,
+                counters=counters,
+            )
+            self._recommend(works, learned, clock, counters)
+        outputs = [*dead]
+        for work in works:
+            outputs.extend(work.outputs)
+        return Effects(
+            clock=msgspec.msgpack.encode(clock),
+            states={work.key: work.stored() for work in works},
+            due={work.key: (work.due_before, work.due_after()) for work in works},
+            outputs=outputs,
+            counters=counters,
+        )
+
+    def _recommend(self, works: Sequence[Work], learned: Learned, clock: Clock, counters: Counter[str]) -> None:
+        """Publish a slate for each user whose batch calls for one."""
+        places = [place for place, work in enumerate(works) if work.cause is not None]
+        if not places:
+            return
+        chosen = policy.choose(
+            [self._asked(works[place]) for place in places],
+            head.Posterior(learned.posterior.precision[places], learned.posterior.information[places]),
+            self._model.user_vectors(
+                learned.hidden[places],
+                [works[place].state.traits for place in places],
+                [works[place].context() for place in places],
+            ),
+            embedded=self._embedded,
+            settings=self.settings.policy,
+        )
+        for place, choice in zip(places, chosen, strict=True):
+            self._publish(works[place], choice, clock)
+            counters["recommended"] += 1
+
+    def _asked(self, work: Work) -> policy.Asked:
+        rows = [self.catalogue.row_of_key(key) for key in np.frombuffer(work.state.seen, np.uint64).tolist()]
+        return policy.Asked(
+            key=self._key(work),
+            last_items=work.last_items(policy.LAST_ITEMS),
+            seen=np.array([row for row in rows if row >= 0], np.int64),
+        )
+
+    def _key(self, work: Work) -> int:
+        """Key of all randomness behind a slate: the seed, the user and the cause."""
+        cause = work.required_cause()
+        return random.event_key(self.seed, work.key, cause.topic.encode(), cause.partition, cause.offset)
+
+    def _publish(self, work: Work, choice: policy.Chosen, clock: Clock) -> None:
+        decision_id = f"{self._key(work):016x}"
+        settings = self.settings.policy
+        slim = msgspec.structs.replace(choice.candidates, ids=[], inclusion_probability=[])
+        recommendation = Recommendation(
+            decision_id=decision_id,
+            user_id=work.user_id,
+            event_time_ms=work.cause_ms,
+            policy=settings.name,
+            model_version=self._model.version,
+            watermark_ms=clock.watermark_ms(),
+            slate=choice.slate,
+            candidates=slim,
+            cause=work.required_cause(),
+        )
+        work.outputs.append(Output("recommendations", work.key, records.encode(recommendation), []))
+        work.decide(
+            Decision(
+                decision_id,
+                [place.item_id for place in choice.slate],
+                [place.propensity for place in choice.slate],
+                settings.name,
+                self._model.version,
+                choice.candidates,
+            )
+        )

@@ -1,0 +1,306 @@
+import json
+import random
+
+import numpy as np
+import pytest
+from model_core.serving import ServingModel
+
+from model_core import user_state
+from model_core.bandit import head
+from model_core.config import EncoderSettings, PolicySettings
+from model_core.errors import StateError
+from model_core.records import Cause, Item, Recommendation, User
+from tests.unit.engine_case import JOIN, T0, Task, click, engine, impression
+
+SHOWN = ["m1", "m2", "m3", "m4"]
+
+
+def settle(task: Task, after_ms: int = T0) -> None:
+    task.heartbeat(after_ms + JOIN.session_gap_ms + JOIN.attribution_window_ms + JOIN.allowed_lateness_ms + 1)
+
+
+def test_an_impression_brings_a_full_slate_of_distinct_available_items() -> None:
+    """A user nobody has seen gets `slate_size` different items with positive propensities and the cause."""
+    task = Task(engine())
+    task.send([impression("u", "i1", T0, SHOWN)])
+    (slate,) = task.recommendations()
+    assert len({place.item_id for place in slate.slate}) == 4
+    assert [place.position for place in slate.slate] == [1, 2, 3, 4]
+    assert all(0 < place.propensity <= 1 for place in slate.slate)
+    assert slate.cause == Cause(topic="impressions", partition=0, offset=0)
+    assert slate.candidates.count == 20
+
+
+def test_a_batch_brings_one_slate_a_user_caused_by_the_users_last_applied_record() -> None:
+    """Several events of a user in a batch bring one slate."""
+    task = Task(engine())
+    task.send(
+        [
+            impression("u", "i1", T0, SHOWN),
+            impression("v", "i1", T0 + 1, SHOWN),
+            click("u", "c1", "i1", "m2", T0 + 5),
+            click("u", "c2", "i1", "m3", T0 + 9),
+        ]
+    )
+    causes = {slate.user_id: slate.cause for slate in task.recommendations()}
+    assert causes == {
+        "u": Cause(topic="clicks", partition=0, offset=1),
+        "v": Cause(topic="impressions", partition=0, offset=1),
+    }
+
+
+def test_a_duplicate_brings_no_slate_and_changes_no_head() -> None:
+    """The same record again changes nothing but the offset."""
+    task = Task(engine())
+    task.send([impression("u", "i1", T0, SHOWN), click("u", "c1", "i1", "m2", T0 + 5)])
+    before = user_state.decode(task.states[b"u"])
+    task.send([impression("u", "i1", T0, SHOWN), click("u", "c1", "i1", "m2", T0 + 5)])
+    after = user_state.decode(task.states[b"u"])
+    assert len(task.recommendations()) == 1
+    assert (after.head, after.hidden, after.ring) == (before.head, before.hidden, before.ring)
+    assert after.offsets == [1, 1, -1]
+
+
+def test_the_head_is_the_bayesian_regression_of_its_settled_item_events() -> None:
+    """After settlement, precision and information are the prior's plus the weighted sums over the slate."""
+    task = Task(engine())
+    model = task.engine.model
+    task.send([impression("u", "i1", T0, SHOWN), click("u", "c1", "i1", "m2", T0 + 5)])
+    settle(task)
+    state = user_state.decode(task.states[b"u"])
+    posterior = head.unpack([state.head], model.dimension)
+    start = model.encode(np.zeros((1, 0, 1), np.float32), np.zeros((1, 0), np.float32), np.zeros(1, np.int64))[:, 0]
+    vectors = model.user_vectors(start, [{}], [{}])
+    hidden = np.frombuffer(state.hidden, np.float32)[None]
+    future = model.discount ** (JOIN.session_gap_ms / model.discount_unit_ms) * float(model.value(hidden)[0])
+    items = [Item(item_id=name, title=f"Film {name[1:]}", categories=[f"c{int(name[1:]) % 5}"]) for name in SHOWN]
+    features = (vectors * model.item_vectors(items)).astype(np.float64)
+    clicked = np.array([0.0, 1.0, 0.0, 0.0])
+    weight = np.where(clicked > 0, 1.0, model.examination[:4]) / model.prior.noise_variance
+    precision = model.prior.precision + (features * weight[:, None]).T @ features
+    information = model.prior.information + features.T @ (weight * (clicked + future))
+    np.testing.assert_allclose(posterior.precision[0], precision, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(posterior.information[0], information, rtol=1e-4, atol=1e-4)
+
+
+def test_a_late_click_corrects_the_information_alone() -> None:
+    """A correction leaves the precision as it was and changes b."""
+    task = Task(engine())
+    task.send([impression("u", "i1", T0, SHOWN)])
+    settle(task)
+    before = head.unpack([user_state.decode(task.states[b"u"]).head], task.engine.model.dimension)
+    task.send([click("u", "c1", "i1", "m2", T0 + 5)])
+    after = head.unpack([user_state.decode(task.states[b"u"]).head], task.engine.model.dimension)
+    np.testing.assert_array_equal(after.precision, before.precision)
+    assert not np.array_equal(after.information, before.information)
+    assert task.last_revisions()["u", "i1"].revision == 1
+    assert task.last_revisions()["u", "i1"].reward == 1.0
+
+
+def test_a_model_swap_rebuilds_the_head_as_if_the_model_had_always_served() -> None:
+    """The last item events, replayed under the new model, give the head that it would have built itself."""
+    first, second = ServingModel.initial(EncoderSettings()), ServingModel.initial(EncoderSettings(), seed=5)
+    second.version = 3
+    swapped, straight = Task(engine(model=first)), Task(engine(model=second))
+    for task in (swapped, straight):
+        task.send([impression("u", "i1", T0, SHOWN), click("u", "c1", "i1", "m2", T0 + 5_000)])
+        settle(task)
+    swapped.engine.model = second
+    later = T0 + 10_000_000
+    for task in (swapped, straight):
+        task.send([impression("u", "i2", later, SHOWN)])
+    ours, theirs = (user_state.decode(task.states[b"u"]) for task in (swapped, straight))
+    assert ours.basis == 3
+    np.testing.assert_allclose(
+        np.frombuffer(ours.hidden, np.float32), np.frombuffer(theirs.hidden, np.float32), atol=1e-6
+    )
+    mine, other = (head.unpack([one.head], second.dimension) for one in (ours, theirs))
+    np.testing.assert_allclose(mine.precision, other.precision, atol=1e-5)
+    np.testing.assert_allclose(mine.information, other.information, atol=1e-4)
+
+
+def test_batch_boundaries_change_no_last_revision() -> None:
+    """One record at a time or all at once: the same transitions stand at the end."""
+    rng = random.Random(3)
+    history = []
+    for n in range(40):
+        user, at = f"u{n % 3}", T0 + n * 7_000
+        history.append(impression(user, f"i{n}", at, rng.sample([f"m{k}" for k in range(20)], 4)))
+        if rng.random() < 0.6:
+            shown = rng.choice(history[-1].slate).item_id
+            history.append(click(user, f"c{n}", f"i{n}", shown, at + rng.randrange(4_000)))
+    together, apart = Task(engine()), Task(engine())
+    together.send(history)
+    for record in history:
+        apart.send([record])
+    for task in (together, apart):
+        settle(task, T0 + 300_000)
+    ours = {name: (one.reward, one.slate, one.next_transition_id) for name, one in together.last_revisions().items()}
+    theirs = {name: (one.reward, one.slate, one.next_transition_id) for name, one in apart.last_revisions().items()}
+    assert len(ours) == 40
+    assert ours == theirs
+
+
+def test_the_same_batch_gives_the_same_bytes() -> None:
+    """States and outputs are a function of the records, the model and the seed."""
+    runs = []
+    for _ in range(2):
+        task = Task(engine())
+        task.send([impression("u", "i1", T0, SHOWN), click("u", "c1", "i1", "m2", T0 + 5)])
+        runs.append((task.states, task.outputs))
+    assert runs[0] == runs[1]
+
+
+def test_an_echoed_decision_lends_its_propensities_and_candidates() -> None:
+    """A shown prefix gets the decision's conditional propensities; the transition carries its candidates."""
+    task = Task(engine())
+    task.send([impression("u", "i1", T0, SHOWN)])
+    slate = task.recommendations()[-1]
+    shown = [place.item_id for place in slate.slate][:3]
+    task.send([impression("u", "i2", T0 + 1_000, shown, decision_id=slate.decision_id)])
+    settle(task)
+    transition = task.last_revisions()["u", "i2"]
+    assert [place.propensity for place in transition.slate] == [place.propensity for place in slate.slate[:3]]
+    assert transition.policy == "headwater"
+    assert set(shown) <= set(transition.state.candidates.ids)
+    assert transition.state.candidates.count == slate.candidates.count
+
+
+def test_a_changed_slate_has_unknown_propensities() -> None:
+    """A slate that is no prefix of the decision's gets none."""
+    task = Task(engine())
+    task.send([impression("u", "i1", T0, SHOWN)])
+    slate = task.recommendations()[-1]
+    shown = [place.item_id for place in slate.slate][::-1]
+    task.send([impression("u", "i2", T0 + 1_000, shown, decision_id=slate.decision_id)])
+    settle(task)
+    assert [place.propensity for place in task.last_revisions()["u", "i2"].slate] == [None] * 4
+
+
+def test_an_expired_decision_keeps_the_impressions_own_propensities_and_is_counted() -> None:
+    """An echo of a decision that the user's record no longer holds changes nothing."""
+    task = Task(engine())
+    effects = task.send([impression("u", "i1", T0, SHOWN, decision_id="gone")])
+    assert effects.counters["decision-expired"] == 1
+
+
+def test_seen_and_unavailable_items_are_never_offered() -> None:
+    """The rules act before the policy."""
+    task = Task(engine(catalogue_size=6, policy=PolicySettings(slate_size=6, candidates=6)))
+    task.engine.catalogue.set(Item(item_id="m5", available=False))
+    task.send([impression("u", "i1", T0, SHOWN), click("u", "c1", "i1", "m2", T0 + 5)])
+    shown = {place.item_id for place in task.recommendations()[-1].slate}
+    assert shown == {"m0", "m1", "m3", "m4"}
+
+
+def test_a_least_score_may_leave_the_slate_empty() -> None:
+    """Nothing is shown that scores less than the least score."""
+    task = Task(engine(policy=PolicySettings(slate_size=4, candidates=20, least_score=1e9)))
+    task.send([impression("u", "i1", T0, SHOWN)])
+    assert task.recommendations()[-1].slate == []
+
+
+def test_a_category_takes_no_more_places_than_its_cap() -> None:
+    """With a cap of one and five categories, a slate of four has four categories."""
+    task = Task(engine(policy=PolicySettings(slate_size=4, candidates=30, category_cap=1)))
+    task.send([impression("u", "i1", T0, SHOWN)])
+    categories = [int(place.item_id[1:]) % 5 for place in task.recommendations()[-1].slate]
+    assert len(set(categories)) == len(categories) == 4
+
+
+def test_traits_bring_a_slate_when_they_change() -> None:
+    """The same traits again bring none."""
+    task = Task(engine())
+    for age in ("25", "25", "26"):
+        task.run([task.source("users", "u", User(user_id="u", traits={"age": age}))])
+    assert [slate.cause.offset for slate in task.recommendations()] == [0, 2]
+
+
+def test_a_null_on_users_erases_the_person() -> None:
+    """The record goes, the recommendation is nulled and the keepers of transitions are told."""
+    task = Task(engine())
+    task.send([impression("u", "i1", T0, SHOWN)])
+    effects = task.run([task.source("users", "u", None)])
+    assert effects.states == {b"u": None}
+    assert [(output.role, output.value) for output in effects.outputs] == [
+        ("recommendations", None),
+        ("transitions", b'{"erased":true,"user_id":"u"}'),
+    ]
+    settle(task)
+    assert task.last_revisions() == {}
+
+
+def test_bad_records_become_dead_letters_with_their_bytes_and_stop_nothing() -> None:
+    """Each reason stands beside its own bytes; the good record among them counts."""
+    task = Task(engine())
+    good = impression("u", "i1", T0, SHOWN)
+    batch = [
+        task.source("impressions", "u", b"{"),
+        task.source("impressions", "u", b"[]"),
+        task.source("clicks", "u", b'{"click_id": 3}'),
+        task.source("clicks", "u", click("u", "c9", "i1", "m1", T0, kind="wink")),
+        task.source("impressions", "v", good),
+        task.source("impressions", "u", impression("u", "i0", 5, SHOWN)),
+        task.source("impressions", "u", good),
+        task.source("impressions", "u", impression("u", "i1", T0, ["m9"])),
+        task.source("clicks", "u", click("u", "c1", "i1", "m7", T0 + 1)),
+    ]
+    effects = task.run(batch)
+    assert [reason for reason, _ in task.dead()] == [
+        "not-json",
+        "schema",
+        "schema",
+        "unknown-kind",
+        "key-mismatch",
+        "time-out-of-range",
+        "impression-conflict",
+        "item-not-in-slate",
+    ]
+    assert [value for _, value in task.dead()] == [batch[n].value for n in (0, 1, 2, 3, 4, 5, 7, 8)]
+    assert effects.counters["impression"] == 1
+
+
+def test_a_new_model_brings_fresh_slates_and_a_default_one() -> None:
+    """`refresh` serves the given users under the new model; `__default__` is for strangers."""
+    task = Task(engine())
+    task.send([impression("u", "i1", T0, SHOWN)])
+    model = ServingModel.initial(EncoderSettings(), seed=5)
+    model.version = 2
+    task.engine.model = model
+    cause = Cause(topic="models", partition=0, offset=4)
+    effects = task.engine.refresh(0, task.clock, {b"u": task.states[b"u"]}, cause)
+    (output,) = effects.outputs
+    assert json.loads(output.value or b"")["model_version"] == 2
+    (default,) = task.engine.default_slate(0, task.clock, cause).outputs
+    assert default.key == b"__default__"
+    assert len(json.loads(default.value or b"")["slate"]) == 4
+
+
+def test_an_empty_catalogue_gives_an_empty_slate() -> None:
+    """There is nothing to show, and that is no error."""
+    task = Task(engine(catalogue_size=0))
+    task.send([impression("u", "i1", T0, SHOWN)])
+    assert [slate.slate for slate in task.recommendations()] == [[]]
+
+
+@pytest.mark.parametrize("flaw", ["empty", "short", "version", "flipped", "body"])
+def test_garbage_is_refused_and_never_taken_for_a_new_user(flaw: str) -> None:
+    """Torn, foreign or damaged state bytes raise."""
+    good = user_state.encode(user_state.UserState())
+    stored = {
+        "empty": b"",
+        "short": good[:3],
+        "version": b"\xff" + good[1:],
+        "flipped": good[:-1] + bytes([good[-1] ^ 1]),
+        "body": good[:5] + b"\x00" + good[6:],
+    }[flaw]
+    with pytest.raises(StateError):
+        user_state.decode(stored)
+
+
+def test_recommendations_are_strict_records() -> None:
+    """What is published decodes as its own type with nothing unknown."""
+    task = Task(engine())
+    task.send([impression("u", "i1", T0, SHOWN)])
+    raw = json.loads(task.outputs[-1].value or b"")
+    assert set(raw) == set(Recommendation.__struct_fields__)
