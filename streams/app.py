@@ -66,6 +66,16 @@ class _App(faust.App):  # type: ignore[misc]
     def _new_transport(self) -> BatchTransport:
         return BatchTransport(self.headwater_settings, self.conf.broker_consumer, self)
 
+    @property
+    def fetcher(self) -> Any:
+        """The service that asks the consumer for records."""
+        return self._fetcher
+
+    @property
+    def crashed(self) -> Any:
+        """Set once the app has failed."""
+        return self._crashed
+
     def _create_directories(self) -> None:
         """Faust keeps nothing on disk here."""
 
@@ -138,9 +148,9 @@ async def serve(app: Any, stop: asyncio.Event, *, stop_timeout_ms: int) -> bool:
     """
     await app.start()
     stopping = asyncio.ensure_future(stop.wait())
-    crashed = asyncio.ensure_future(app._crashed.wait())
+    crashed = asyncio.ensure_future(app.crashed.wait())
     await asyncio.wait([stopping, crashed], return_when=asyncio.FIRST_COMPLETED)
-    failed = app._crashed.is_set()
+    failed = app.crashed.is_set()
     stopping.cancel()
     crashed.cancel()
     if failed:
@@ -182,7 +192,7 @@ def run_worker(
     try:
         return asyncio.run(worker.run())
     except (HeadwaterError, KafkaException) as error:
-        _log.error("worker-failed", error=str(error))  # noqa: TRY400 - the message says what to do
+        _log.error("worker-failed", error=str(error))
         return 1
 
 
@@ -220,11 +230,12 @@ class _Worker:
             lambda: int(time.time() * 1_000),
         )
         self._app: Any = None
+        self._loop: asyncio.AbstractEventLoop
         self._stop = asyncio.Event()
 
     async def run(self) -> int:
         """Run until told to stop."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         web = self._web()
@@ -242,9 +253,7 @@ class _Worker:
         if not await wait_for_broker(self._settings, self._stop):
             return 0
         self._metrics.model(self._engine.model.version)
-        app = self._app = create_app(
-            self._settings, ROLE, functools.partial(TaskOwnership, work=self._work)
-        )
+        app = self._app = create_app(self._settings, ROLE, functools.partial(TaskOwnership, work=self._work))
         add_agent(app, self._settings, app.tables, BatchSchema())
         followers = [
             Follower(self._settings, "items", self._change_catalogue, self._failed),
@@ -254,7 +263,7 @@ class _Worker:
             follower.start()
         try:
             if not await self._caught_up(followers):
-                return 1 if app._crashed.is_set() else 0
+                return 1 if app.crashed.is_set() else 0
             announce = asyncio.ensure_future(self._announce(web))
             ended = await serve(app, self._stop, stop_timeout_ms=self._settings.stop_timeout_ms)
             announce.cancel()
@@ -265,15 +274,18 @@ class _Worker:
         return 0 if ended else 1
 
     async def _caught_up(self, followers: list[Follower]) -> bool:
-        while not all(follower.caught_up.is_set() for follower in followers):
-            if self._stop.is_set() or self._app._crashed.is_set():
-                return False
-            await asyncio.sleep(0.02)
-        return True
+        waits = (
+            asyncio.ensure_future(self._stop.wait()),
+            asyncio.ensure_future(self._app.crashed.wait()),
+            asyncio.ensure_future(asyncio.to_thread(lambda: all(follower.caught_up.wait() for follower in followers))),
+        )
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        return not self._stop.is_set() and not self._app.crashed.is_set()
 
     async def _announce(self, web: WebServer | None) -> None:
-        while not self._app.tables.serving:
-            await asyncio.sleep(0.05)
+        await self._app.tables.serving.wait()
         _log.info("worker-ready", web=None if web is None else web.address)
         if self._ready is not None:
             self._ready(web)
@@ -283,10 +295,10 @@ class _Worker:
 
     def _swap(self, model: Any, cause: Cause) -> None:
         self._compute.submit(setattr, self._engine, "model", model).result()
-        self._app.loop.call_soon_threadsafe(self._app.tables.model_swapped, cause)
+        self._loop.call_soon_threadsafe(self._app.tables.model_swapped, cause)
 
     def _failed(self, error: BaseException) -> None:
-        asyncio.run_coroutine_threadsafe(self._app.crash(error), self._app.loop)
+        asyncio.run_coroutine_threadsafe(self._app.crash(error), self._loop)
 
     async def _beat(self) -> None:
         while True:
@@ -297,9 +309,7 @@ class _Worker:
         settings = self._settings
         if settings.web_port is None:
             return None
-        web = WebServer(
-            settings.web_host, settings.web_port, self._metrics.registry, self._unwell, self._unready
-        )
+        web = WebServer(settings.web_host, settings.web_port, self._metrics.registry, self._unwell, self._unready)
         web.start()
         return web
 
@@ -308,5 +318,5 @@ class _Worker:
         return [f"the event loop has not run for {silent_s:.0f} s"] if silent_s > _UNWELL_S else []
 
     def _unready(self) -> list[str]:
-        serving = self._app is not None and self._app.tables.serving
+        serving = self._app is not None and self._app.tables.serving.is_set()
         return [] if serving else ["partitions are not open yet"]

@@ -67,9 +67,7 @@ def _open(path: Path, settings: StreamSettings, now_ms: Callable[[], int]) -> Ro
             time.sleep(_LOCK_POLL_S)
 
 
-def _disbelief(
-    store: RocksStore, settings: StreamSettings, *, topics: bytes, end: int, now_ms: int
-) -> str | None:
+def _disbelief(store: RocksStore, settings: StreamSettings, *, topics: bytes, end: int, now_ms: int) -> str | None:
     position, written_ms = store.position, store.written_ms
     if position is None:
         return None

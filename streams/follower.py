@@ -44,6 +44,7 @@ class Follower:
         self._failed = failed
         self._stop = threading.Event()
         self.caught_up = threading.Event()
+        """Set once every partition was read to its end, or the thread has ended."""
         self._thread = threading.Thread(target=self._run, name=f"follow-{role}", daemon=True)
 
     def start(self) -> None:
@@ -65,6 +66,8 @@ class Follower:
                 consumer.close()
         except BaseException as error:  # noqa: BLE001 - a worker without its catalogue or models is no worker
             self._failed(error)
+        finally:
+            self.caught_up.set()
 
     def _consumer(self) -> Consumer:
         return Consumer(
@@ -84,9 +87,7 @@ class Follower:
     def _follow(self, consumer: Consumer) -> None:
         metadata = consumer.list_topics(self._topic, _TIMEOUT_S).topics[self._topic]
         if metadata.error is not None or not metadata.partitions:
-            raise SettingsError(
-                f"topic {self._topic} is not there: create it, or run `headwater topics create`"
-            )
+            raise SettingsError(f"topic {self._topic} is not there: create it, or run `headwater topics create`")
         ahead = set(metadata.partitions)
         consumer.assign([TopicPartition(self._topic, partition, 0) for partition in sorted(ahead)])
         while not self._stop.is_set():

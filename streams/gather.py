@@ -119,9 +119,7 @@ class Gather:
             count += len(chunk)
         if not count:
             return None
-        offsets = {
-            role: (taken[0].offset, taken[-1].offset + 1) for role, taken in records.items() if taken
-        }
+        offsets = {role: (taken[0].offset, taken[-1].offset + 1) for role, taken in records.items() if taken}
         return Taken([record for taken in records.values() for record in taken], offsets)
 
     def _next(self, *, patient: bool) -> str | None:

@@ -51,7 +51,9 @@ class Metrics:
         self.model_age.set_function(lambda: now_s() - self._model_at_s if self._model_at_s else 0.0)
         self.models_refused = Counter("headwater_models_refused", "Models that failed verification", registry=registry)
         self.items = Gauge("headwater_items", "Items in the catalogue", registry=registry)
-        self.items_refused = Counter("headwater_items_refused", "Records of items that cannot be used", ["reason"], registry=registry)
+        self.items_refused = Counter(
+            "headwater_items_refused", "Records of items that cannot be used", ["reason"], registry=registry
+        )
         self._now_s = now_s
 
     def count(self, outcomes: Tally[str]) -> None:

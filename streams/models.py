@@ -1,6 +1,6 @@
 """`models` into the engine: parts gathered, joined and verified; a bad model is refused and the old one serves on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import structlog
@@ -81,10 +81,7 @@ class ModelFeed:
     def _serve(self, manifest: ModelManifest, cause: Cause) -> bool:
         found = self._parts.get((manifest.name, manifest.version), {})
         try:
-            missing = [part for part in range(manifest.parts) if part not in found]
-            if missing:
-                raise ModelError(f"parts {missing} of {manifest.parts} are not there")
-            model = self._unpack(manifest, [found[part] for part in range(manifest.parts)])
+            model = self._unpack(manifest, _whole(manifest, found))
         except ModelError as error:
             self._refuse(manifest.name, manifest.version, str(error))
             return False
@@ -103,3 +100,10 @@ class ModelFeed:
         self._parts = {
             of: parts for of, parts in self._parts.items() if of[0] == served.name and of[1] > served.version
         }
+
+
+def _whole(manifest: ModelManifest, found: Mapping[int, bytes]) -> list[bytes]:
+    missing = [part for part in range(manifest.parts) if part not in found]
+    if missing:
+        raise ModelError(f"parts {missing} of {manifest.parts} are not there")
+    return [found[part] for part in range(manifest.parts)]

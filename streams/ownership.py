@@ -67,7 +67,7 @@ class Ownership(TableManager):  # type: ignore[misc]
         _log.info("assigned", partitions=sorted({tp.partition for tp in assigned}), generation=generation_id)
         self.app.flow_control.resume()
         self.app.consumer.resume_flow()
-        await self.app._fetcher.maybe_start()
+        await self.app.fetcher.maybe_start()
         self.app.on_rebalance_end()
         self._opening = asyncio.ensure_future(self._open(set(assigned)))
 
@@ -87,7 +87,7 @@ class Ownership(TableManager):  # type: ignore[misc]
 
     async def on_stop(self) -> None:
         """Drain and close."""
-        await self.app._fetcher.stop()
+        await self.app.fetcher.stop()
         self.revoked()
         await self._stop_opening()
         await self.drain()

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from model_core.intake import SourceRecord
 from model_core.records import Cause
 
 __all__ = [
@@ -25,14 +26,6 @@ __all__ = [
     "pack",
     "unpack",
 ]
-
-
-class SourceRecord(NamedTuple):  # TODO: model_core.intake's, once it imports
-    role: str
-    offset: int
-    log_time_ms: int | None
-    key: bytes | None
-    value: bytes | None
 
 
 USER = b"u"
@@ -58,47 +51,71 @@ class Output(Protocol):
     """One record for the topic of a role, at the task's own partition number."""
 
     @property
-    def role(self) -> str: ...
+    def role(self) -> str:
+        """Of the topic."""
+
     @property
-    def key(self) -> bytes | None: ...
+    def key(self) -> bytes | None:
+        """Of the record."""
+
     @property
-    def value(self) -> bytes | None: ...
+    def value(self) -> bytes | None:
+        """None removes the key."""
+
     @property
-    def headers(self) -> list[tuple[str, bytes]]: ...
+    def headers(self) -> list[tuple[str, bytes]]:
+        """Of the record; empty for most."""
 
 
 class TaskClock(Protocol):
     """Largest event times of a task, in ms; negative before the first record."""
 
     @property
-    def impressions_ms(self) -> int: ...
+    def impressions_ms(self) -> int:
+        """M of impressions."""
+
     @property
-    def clicks_ms(self) -> int: ...
-    def watermark_ms(self) -> int: ...
+    def clicks_ms(self) -> int:
+        """M of clicks."""
+
+    def watermark_ms(self) -> int:
+        """The smaller one."""
 
 
 class Intake(Protocol):
     """A batch after its checks."""
 
     @property
-    def users(self) -> Sequence[bytes]: ...
+    def users(self) -> Sequence[bytes]:
+        """Keys of those with events."""
+
     @property
-    def clock(self) -> TaskClock: ...
+    def clock(self) -> TaskClock:
+        """Of the task, after the batch."""
 
 
 class Effects(Protocol):
     """What a batch changes and says."""
 
     @property
-    def clock(self) -> bytes: ...
+    def clock(self) -> bytes:
+        """Of the task, encoded, for the next `intake`."""
+
     @property
-    def states(self) -> Mapping[bytes, bytes | None]: ...
+    def states(self) -> Mapping[bytes, bytes | None]:
+        """New records by user; None deletes."""
+
     @property
-    def due(self) -> Mapping[bytes, tuple[Due, Due]]: ...
+    def due(self) -> Mapping[bytes, tuple[Due, Due]]:
+        """What was due of a user, and what is."""
+
     @property
-    def outputs(self) -> Sequence[Output]: ...
+    def outputs(self) -> Sequence[Output]:
+        """Records to write, in order."""
+
     @property
-    def counters(self) -> Counter[str]: ...
+    def counters(self) -> Counter[str]:
+        """Outcomes by name."""
 
 
 class Engine(Protocol):
@@ -107,12 +124,17 @@ class Engine(Protocol):
     model: Any
     catalogue: Any
 
-    def intake(self, clock: bytes | None, partition: int, records: Sequence[SourceRecord]) -> Any: ...
-    def step(self, intake: Any, states: Mapping[bytes, bytes | None], due: Sequence[bytes]) -> Any: ...
-    def refresh(
-        self, partition: int, clock: bytes | None, states: Mapping[bytes, bytes], cause: Cause
-    ) -> Any: ...
-    def default_slate(self, partition: int, clock: bytes | None, cause: Cause) -> Any: ...
+    def intake(self, clock: bytes | None, partition: int, batch: Sequence[SourceRecord], *, topics: int = 0) -> Any:
+        """Decode and check a batch into an `Intake`; `topics` is a digest of the source topics' ids."""
+
+    def step(self, batch: Any, stored: Mapping[bytes, bytes | None], due: Sequence[bytes]) -> Any:
+        """`Effects` of an `Intake`, given the records of its users and of those that are due."""
+
+    def refresh(self, partition: int, clock: bytes | None, stored: Mapping[bytes, bytes], cause: Cause) -> Any:
+        """`Effects` of fresh slates for these users."""
+
+    def default_slate(self, partition: int, clock: bytes | None, cause: Cause) -> Any:
+        """`Effects` of the slate of a user nobody has seen."""
 
 
 class Stored(NamedTuple):

@@ -15,7 +15,7 @@ from streams.clients import confluent_config
 from streams.settings import StreamSettings
 from streams.store import RocksStore
 
-__all__ = ["Recovered", "Reader", "recover"]
+__all__ = ["Reader", "Recovered", "recover"]
 
 _BATCH: Final = 5_000
 _TIMEOUT_S: Final = 30.0

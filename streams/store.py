@@ -194,9 +194,7 @@ class MemoryStore:
     def due(self, settle_before_ms: int, orphan_before_ms: int, limit: int) -> list[bytes]:
         """See `Store`."""
         found: dict[bytes, None] = {}
-        for index, heap, before_ms in zip(
-            self._index, self._heaps, (settle_before_ms, orphan_before_ms), strict=True
-        ):
+        for index, heap, before_ms in zip(self._index, self._heaps, (settle_before_ms, orphan_before_ms), strict=True):
             for at_ms, user in _earliest(heap, index, before_ms, limit - len(found)):
                 found[user] = None
                 heapq.heappush(heap, (at_ms, user))

@@ -1,4 +1,4 @@
-"""The stream task: one partition number, one batch in flight, one transaction a batch (DESIGN, 'State and checkpoints').
+"""The stream task: one partition number, one batch in flight, one transaction a batch.
 
 1. `prepare`: intake; one multi-get of the users with events and of those that are due; `step`; nothing is written.
 2. `land`: one transaction (changelog, outputs, source offsets, a `steps` record), and after it one store write.
@@ -88,6 +88,7 @@ class StreamTask:
         store: of this task.
         transaction: of this task.
         identity: for the `steps` records.
+        topics: digest of the source topics' ids.
         max_due_users: users without events that one batch settles at most.
         max_active_users: users remembered for `refresh`.
         refresh_active_ms: event time for which a user counts as active.
@@ -101,6 +102,7 @@ class StreamTask:
         transaction: Transaction,
         identity: Identity,
         *,
+        topics: int = 0,
         max_due_users: int = 1_000,
         max_active_users: int = 50_000,
         refresh_active_ms: int = 600_000,
@@ -111,6 +113,7 @@ class StreamTask:
         self._store = store
         self._transaction = transaction
         self._identity = identity
+        self._topics = topics
         self._max_due_users = max_due_users
         self._max_active_users = max_active_users
         self._refresh_active_ms = refresh_active_ms
@@ -118,9 +121,7 @@ class StreamTask:
         self._next = decode_offsets(store.meta(OFFSETS))
         self._active: OrderedDict[bytes, int] = OrderedDict()
 
-    def process(
-        self, batch: Sequence[SourceRecord], offsets: Mapping[str, tuple[int, int]]
-    ) -> Counter[str]:
+    def process(self, batch: Sequence[SourceRecord], offsets: Mapping[str, tuple[int, int]]) -> Counter[str]:
         """Prepare and land a batch, and empty ones after it until nobody is due; returns the counters."""
         counters: Counter[str] = Counter()
         more = True
@@ -138,15 +139,13 @@ class StreamTask:
             batch: records of the source topics, each topic in its order.
             offsets: by role, the first offset and the next one to read.
         """
-        intake = self._engine.intake(self._clock, self.partition, batch)
+        intake = self._engine.intake(self._clock, self.partition, batch, topics=self._topics)
         self.clock = clock = intake.clock
         due = self._store.due(clock.watermark_ms(), clock.impressions_ms, self._max_due_users)
         stored, states = self._load({*intake.users, *due})
         effects = self._engine.step(intake, states, due)
         self._remember(intake.users, clock.impressions_ms)
-        return self._batch(
-            effects, stored, offsets, records=len(batch), more=len(due) >= self._max_due_users
-        )
+        return self._batch(effects, stored, offsets, records=len(batch), more=len(due) >= self._max_due_users)
 
     def land(self, batch: Batch) -> None:
         """Land a prepared batch; returns once it is certain and the store has it."""
@@ -160,9 +159,7 @@ class StreamTask:
     def active_users(self) -> list[bytes]:
         """Users with events in the last `refresh_active_ms` of event time, the latest first."""
         now_ms = self.clock.impressions_ms if self.clock is not None else 0
-        return [
-            user for user, at_ms in reversed(self._active.items()) if at_ms >= now_ms - self._refresh_active_ms
-        ]
+        return [user for user, at_ms in reversed(self._active.items()) if at_ms >= now_ms - self._refresh_active_ms]
 
     def refresh(self, users: Sequence[bytes], cause: Cause) -> Batch:
         """Compute fresh slates of users without events, because of `cause`."""
@@ -177,12 +174,10 @@ class StreamTask:
 
     def emit(self, outputs: Sequence[Output]) -> Batch:
         """A batch of these outputs alone."""
-        changelog = [] if self._clock is None else [(CLOCK, self._clock)]
+        changelog: list[tuple[bytes, bytes | None]] = [(CLOCK, self._clock)]
         return Batch(Landing(changelog, outputs, {}, None), {}, self._clock, Counter(), 0, 0, more=False)
 
-    def _load(
-        self, users: Sequence[bytes] | set[bytes]
-    ) -> tuple[dict[bytes, Due], dict[bytes, bytes | None]]:
+    def _load(self, users: Sequence[bytes] | set[bytes]) -> tuple[dict[bytes, Due], dict[bytes, bytes | None]]:
         due: dict[bytes, Due] = {}
         states: dict[bytes, bytes | None] = {}
         for user, value in self._store.load(sorted(users)).items():

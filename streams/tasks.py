@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 import structlog
+import xxhash
 from faust.types import TP
 
 from model_core.errors import InvariantError, SettingsError
@@ -86,7 +87,8 @@ class TaskOwnership(Ownership):
         self._halted = False
         self._refresh_cause: Cause | None = None
         self._partitions = 0
-        self.serving = False
+        self._failure: asyncio.Future[None] | None = None
+        self.serving = asyncio.Event()
 
     def put(self, role: str, partition: int, records: Sequence[SourceRecord], epoch: int) -> None:
         """Pass fetched records on; those fetched for an earlier assignment are dropped, and fetched again."""
@@ -106,7 +108,7 @@ class TaskOwnership(Ownership):
     def revoked(self) -> None:
         """See `Ownership`."""
         self._halted = True
-        self.serving = False
+        self.serving.clear()
         for task in self._tasks.values():
             task.runner.stop()
 
@@ -155,10 +157,8 @@ class TaskOwnership(Ownership):
                     done.store.close()
             raise
         await self._begin([task for task in opened if task is not None])
-        structlog.get_logger().info(
-            "tasks-open", partitions=partitions, seconds=round(time.monotonic() - started, 3)
-        )
-        self.serving = True
+        structlog.get_logger().info("tasks-open", partitions=partitions, seconds=round(time.monotonic() - started, 3))
+        self.serving.set()
 
     def _copartitioned(self, assigned: set[TP]) -> list[int]:
         partitions = sorted({tp.partition for tp in assigned})
@@ -216,6 +216,7 @@ class TaskOwnership(Ownership):
             store,
             transactions,
             work.identity,
+            topics=xxhash.xxh3_64_intdigest(known),
             max_due_users=settings.max_due_users,
             max_active_users=settings.max_active_users,
             refresh_active_ms=work.refresh_active_ms,
@@ -244,9 +245,7 @@ class TaskOwnership(Ownership):
         positions: dict[TP, int] = {}
         for task in opened:
             partition = task.task.partition
-            runner = TaskRunner(
-                task.task, work.settings, threads, self._feed(partition), work.metrics, self._failed
-            )
+            runner = TaskRunner(task.task, work.settings, threads, self._feed(partition), work.metrics, self._failed)
             self._tasks[partition] = _Open(runner, task.store, task.transactions)
             for role, position in task.positions.items():
                 positions[TP(work.settings.topic(role), partition)] = position
@@ -265,7 +264,7 @@ class TaskOwnership(Ownership):
         )
 
     def _failed(self, error: BaseException) -> None:
-        asyncio.ensure_future(self.app.crash(error))
+        self._failure = asyncio.ensure_future(self.app.crash(error))
 
 
 def _same_topics(store: RocksStore, transactions: PartitionTransactions, known: bytes) -> None:

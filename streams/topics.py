@@ -16,6 +16,7 @@ from confluent_kafka.admin import (
 )
 
 from model_core.errors import SettingsError
+from model_core.intake import Role
 from streams.clients import confluent_config
 from streams.settings import StreamSettings
 
@@ -32,7 +33,7 @@ __all__ = [
     "topics",
 ]
 
-SOURCES: Final = ("impressions", "clicks", "users")
+SOURCES: Final[tuple[Role, ...]] = ("impressions", "clicks", "users")
 """Topics that a stream task consumes, partition by partition."""
 
 CHANGELOG: Final = "state-changelog"
@@ -155,8 +156,7 @@ def _compare(admin: AdminClient, name: str, topic: Topic, state: TopicState) -> 
     if not topic.ours:
         return Declared(name, "differs", f"cleanup.policy is {policy}, not {wanted}")
     changes = [
-        ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)
-        for key, value in topic.config.items()
+        ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET) for key, value in topic.config.items()
     ]
     resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=changes)
     for future in admin.incremental_alter_configs([resource], request_timeout=_TIMEOUT_S).values():

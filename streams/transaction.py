@@ -42,7 +42,7 @@ class Superseded(Exception):  # noqa: N818 - it is news, not an error: the group
     """The group has moved on; nothing of the batch landed, and the next assignment says who goes on."""
 
 
-class Fenced(InvariantError):
+class Fenced(InvariantError):  # noqa: N818 - the broker's own word
     """Another worker has taken the transactional id over: this one is a zombie and has to end."""
 
 
@@ -56,17 +56,14 @@ class PartitionTransactions:
         metadata: serialised group metadata of the assignment under which the task runs.
     """
 
-    def __init__(
-        self, settings: StreamSettings, role: str, partition: int, metadata: Callable[[], bytes]
-    ) -> None:
+    def __init__(self, settings: StreamSettings, role: str, partition: int, metadata: Callable[[], bytes]) -> None:
         self._settings = settings
         self._partition = partition
         self._metadata = metadata
         self._log = structlog.get_logger().bind(partition=partition)
         self._turn = 0
         self._producers = [
-            Producer(_producer_config(settings, f"{settings.group(role)}-{partition}-{turn}"))
-            for turn in range(TURNS)
+            Producer(_producer_config(settings, f"{settings.group(role)}-{partition}-{turn}")) for turn in range(TURNS)
         ]
 
     def fence(self) -> None:
@@ -109,9 +106,7 @@ class PartitionTransactions:
         ]
         if offsets:
             metadata = self._metadata()
-            _definitely(
-                lambda: producer.send_offsets_to_transaction(offsets, metadata, _CALL_TIMEOUT_S)
-            )
+            _definitely(lambda: producer.send_offsets_to_transaction(offsets, metadata, _CALL_TIMEOUT_S))
         _definitely(lambda: producer.flush(_CALL_TIMEOUT_S))
         failpoint("before-end-transaction")
         _definitely(lambda: producer.commit_transaction(_CALL_TIMEOUT_S))
@@ -203,9 +198,7 @@ def _batch(producer: Producer, topic: str, partition: int, messages: list[dict[s
         producer.poll(0.01)
 
 
-def _one(
-    producer: Producer, topic: str, partition: int, key: bytes | None, value: bytes | None, **more: Any
-) -> None:
+def _one(producer: Producer, topic: str, partition: int, key: bytes | None, value: bytes | None, **more: Any) -> None:
     while True:
         try:
             producer.produce(topic, value, key, partition, **more)

@@ -22,6 +22,7 @@ from streams.settings import StreamSettings
 __all__ = ["BatchConsumer", "BatchTransport", "Fetched"]
 
 _POLL_S = 0.1
+"""How long one fetch waits; a partition that is resumed meanwhile is seen by the next."""
 _T = TypeVar("_T")
 
 
@@ -72,7 +73,7 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     async def _fetch(self, active: set[TP] | None, timeout_s: float) -> dict[TP, Fetched]:
         consumer = self._ensure_consumer()
         fetched = await self._fetch_records(
-            consumer, active, timeout=timeout_s, max_records=consumer._max_poll_records
+            consumer, active, timeout=timeout_s, max_records=self.transport.settings.max_batch_records
         )
         epochs = self.consumer.epochs
         result = {}
@@ -102,7 +103,7 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
 
     def lag(self, tp: TP) -> int | None:
         """Records of the log after the position, markers included; None before the first fetch."""
-        subscription = self._ensure_consumer()._subscription.subscription
+        subscription = self._ensure_consumer()._subscription.subscription  # noqa: SLF001 - aiokafka tells no lag
         assignment = subscription.assignment if subscription is not None else None
         if assignment is None:
             return None
@@ -113,11 +114,11 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         if state is None or not state.has_valid_position or state.highwater is None:
             return None
         end = state.highwater if state.lso is None or state.lso < 0 else state.lso
-        return max(0, int(end - state._position))
+        return max(0, int(end - state._position))  # noqa: SLF001 - as above
 
     def metadata(self) -> bytes:
         """This member's group metadata, for transactions."""
-        coordinator = self._ensure_consumer()._coordinator
+        coordinator = self._ensure_consumer()._coordinator  # noqa: SLF001 - nor its generation
         return group_metadata(self.app.conf.id, coordinator.generation, coordinator.member_id)
 
 
@@ -143,7 +144,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
 
     async def committed_offsets(self, tps: Iterable[TP]) -> dict[TP, int | None]:
         """Offsets that the group committed; None for none."""
-        return await self._thread.run(self._thread.committed_now(tps))
+        committed: dict[TP, int | None] = await self._thread.run(self._thread.committed_now(tps))
+        return committed
 
     def lag(self, tp: TP) -> int | None:
         """Records of the log that were not fetched yet; None before the first fetch."""

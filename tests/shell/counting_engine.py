@@ -68,7 +68,7 @@ class CountingEngine:
     model: Any = field(default_factory=Model)
     catalogue: Any = None
 
-    def intake(self, clock: bytes | None, partition: int, records: Any) -> Intake:
+    def intake(self, clock: bytes | None, partition: int, records: Any, *, topics: int = 0) -> Intake:  # noqa: ARG002
         now = msgspec.msgpack.decode(clock, type=Clock) if clock else Clock()
         intake = Intake(partition, now, {}, [])
         for record in records:
@@ -123,14 +123,13 @@ class CountingEngine:
             effects.due[user] = (old, (state.settle_at, None))
         return effects
 
-    def refresh(self, partition: int, clock: bytes | None, states: Any, cause: Cause) -> Effects:
+    def refresh(self, _partition: int, clock: bytes | None, states: Any, _cause: Cause) -> Effects:
         outputs = [
-            Output("recommendations", user, b"%s:refreshed:%d" % (user, self.model.version), [])
-            for user in states
+            Output("recommendations", user, b"%s:refreshed:%d" % (user, self.model.version), []) for user in states
         ]
         return Effects(clock or b"", dict(states), {}, outputs, Counter(refreshed=len(states)))
 
-    def default_slate(self, partition: int, clock: bytes | None, cause: Cause) -> Effects:
+    def default_slate(self, _partition: int, clock: bytes | None, _cause: Cause) -> Effects:
         output = Output("recommendations", b"__default__", b"default:%d" % self.model.version, [])
         return Effects(clock or msgspec.msgpack.encode(Clock()), {}, {}, [output], Counter())
 

@@ -11,10 +11,11 @@ import structlog
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from counting_engine import CountingEngine  # noqa: E402
-from streams import failpoints  # noqa: E402
-from streams.app import run_worker  # noqa: E402
-from streams.settings import StreamSettings  # noqa: E402
+from counting_engine import CountingEngine
+
+from streams import failpoints
+from streams.app import run_worker
+from streams.settings import StreamSettings
 
 
 class Catalogue(dict[str, Any]):
