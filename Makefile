@@ -8,6 +8,10 @@ INSTALLED := $(VENV)/.installed
 PYTHONS := python3 python3.13 python3.12 python3.11 python3.14 python
 RECENT := import sys; sys.exit(sys.version_info < (3, 11))
 
+# Hashes and versions, no addresses; one lock for all platforms. deploy/: what the images install, without torch to serve.
+RESOLVE = $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+  --custom-compile-command 'make lock' --quiet $(UPGRADE)
+
 # The CUDA libraries that torch brings on Linux are large wheels; a slow line is no error.
 export UV_HTTP_TIMEOUT := $(or $(UV_HTTP_TIMEOUT),300)
 # Trust the certificates that the machine trusts, as pip does.
@@ -44,11 +48,10 @@ schemas: $(INSTALLED) ## write docs/events anew from the record types
 	$(BIN)/python docs/generate.py
 
 lock: $(INSTALLED) ## resolve the dependencies anew; UPGRADE=--upgrade takes the newest
-	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
-	  --no-emit-index-url --no-annotate --custom-compile-command 'make lock' $(UPGRADE) --quiet -o requirements.lock
-	echo uv | $(BIN)/uv pip compile - --universal \
-	  --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
-	  --custom-compile-command 'make lock' $(UPGRADE) --quiet -o requirements-installer.lock
+	echo uv | $(RESOLVE) - -o requirements-installer.lock
+	$(RESOLVE) pyproject.toml --all-extras -o requirements.lock
+	$(RESOLVE) pyproject.toml --constraints requirements.lock -o deploy/train.lock
+	echo 'torch ; python_version < "3"' | $(RESOLVE) pyproject.toml --constraints requirements.lock --overrides - -o deploy/serve.lock
 
 clean: ## remove the environment, caches and builds; .headwater, the data of workers, stays
 	rm -rf $(VENV) .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
