@@ -13,6 +13,9 @@ __all__ = ["Heartbeats"]
 _MOST_IN_A_GAP: Final = 20
 """A long silence in the log gets at most so many heartbeats, spread evenly."""
 
+_RECORDS_APART: Final = 200
+"""Where a sparse log is published faster than it happened, at least so many records lie between two heartbeats."""
+
 _TOPICS: Final[tuple[Literal["impressions", "clicks"], ...]] = ("impressions", "clicks")
 
 
@@ -20,15 +23,18 @@ class Heartbeats:
     """Decides when heartbeats are due.
 
     Args:
-        every_ms: event time between two of them.
+        every_ms: event time between two of them, at least.
         closing_ms: how far past the newest record the last ones move event time, so that everything settles.
         ordered: as of the feed.
+        at_log_pace: silences take their time, so they are filled; else heartbeats are kept few.
     """
 
-    def __init__(self, every_ms: int, *, closing_ms: int = 0, ordered: bool = True) -> None:
+    def __init__(self, every_ms: int, *, closing_ms: int = 0, ordered: bool = True, at_log_pace: bool = False) -> None:
         self._every_ms = every_ms
         self._closing_ms = closing_ms
         self._ordered = ordered
+        self._at_log_pace = at_log_pace
+        self._records_since = 0
         self._newest_ms: dict[str, int] = {}
         self._last_ms: int | None = None
 
@@ -40,11 +46,15 @@ class Heartbeats:
         self._newest_ms[record.role] = max(time_ms, self._newest_ms.get(record.role, time_ms))
         if self._last_ms is None:
             self._last_ms = time_ms
+        self._records_since += 1
         reached_ms = self._reached_ms()
         if reached_ms is None or reached_ms - self._last_ms < self._every_ms:
             return []
+        if self._records_since < _RECORDS_APART and not self._at_log_pace:
+            return []
+        self._records_since = 0
         gap_ms = reached_ms - self._last_ms
-        count = min(gap_ms // self._every_ms, _MOST_IN_A_GAP) if self._ordered else 1
+        count = min(gap_ms // self._every_ms, _MOST_IN_A_GAP) if self._at_log_pace and self._ordered else 1
         times = [self._last_ms + gap_ms * step // count for step in range(1, count + 1)]
         self._last_ms = reached_ms
         return [heartbeat(topic, each) for each in times for topic in _TOPICS]

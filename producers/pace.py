@@ -1,7 +1,7 @@
 """How fast a feed is published: at a rate, at the log's own pace, or as fast as it goes."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from model_core.errors import SettingsError
 
@@ -9,7 +9,14 @@ __all__ = ["AsFastAsItGoes", "AtLogPace", "AtRate", "Pace"]
 
 
 class Pace(Protocol):
-    """When records are due."""
+    """When records are due.
+
+    Attributes:
+        follows_log: a silence in the log takes time here too.
+    """
+
+    @property
+    def follows_log(self) -> bool: ...  # noqa: D102 - above
 
     def due_s(self, index: int, event_time_ms: int | None) -> float:
         """Seconds after the start at which a record is due.
@@ -25,6 +32,8 @@ class Pace(Protocol):
 class AsFastAsItGoes:
     """Every record is due at once."""
 
+    follows_log: ClassVar[bool] = False
+
     def due_s(self, index: int, event_time_ms: int | None) -> float:  # noqa: ARG002 - the protocol's
         """Now."""
         return 0.0
@@ -39,6 +48,7 @@ class AtRate:
     """
 
     records_per_s: float
+    follows_log: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.records_per_s <= 0:
@@ -51,6 +61,8 @@ class AtRate:
 
 class AtLogPace:
     """The log's own pace, sped up; what has no time is due with the record before it."""
+
+    follows_log: ClassVar[bool] = True
 
     def __init__(self, speed_up: float = 1.0) -> None:
         if speed_up <= 0:

@@ -18,7 +18,7 @@ from producers import progress
 from producers.feeds.feed import Feed, FeedRecord
 from producers.heartbeats import Heartbeats
 from producers.pace import AsFastAsItGoes, Pace
-from producers.publisher import Acknowledged, Publisher, end_offsets, written_positions
+from producers.publisher import Acknowledged, DeliveryError, Publisher, end_offsets, written_positions
 
 __all__ = ["PublishSettings", "Published", "WallClock", "publish"]
 
@@ -106,8 +106,12 @@ def publish(
     publication = _Publication(feed, publisher, settings or PublishSettings(), on_progress, clock or WallClock())
     try:
         publication.run()
-    finally:
+    except DeliveryError:
         publication.save()
+        raise
+    except BaseException:  # a break, such as Ctrl-C: what is on its way still counts
+        publication.finish()
+        raise
     return publication.summary(done=True)
 
 
@@ -138,7 +142,12 @@ class _Publication:
         """Publish everything that is left."""
         every_ms = self._settings.heartbeat_ms
         beats = (
-            Heartbeats(every_ms, closing_ms=self._settings.closing_ms, ordered=self._feed.ordered)
+            Heartbeats(
+                every_ms,
+                closing_ms=self._settings.closing_ms,
+                ordered=self._feed.ordered,
+                at_log_pace=self._settings.pace.follows_log,
+            )
             if every_ms is not None
             else None
         )
@@ -152,9 +161,14 @@ class _Publication:
             self._send(record, index)
         for beat in beats.closing(self._clock.now_ms()) if beats else ():
             self._send(beat, None)
+        self.finish()
+        self._report(self.summary(done=True))
+
+    def finish(self) -> None:
+        """Wait for what is on its way, and write the progress file."""
         for acknowledged in self._publisher.drain():
             self._note(acknowledged)
-        self._report(self.summary(done=True))
+        self.save()
 
     def save(self) -> None:
         """Write the progress file, if there is to be one."""

@@ -6,12 +6,12 @@ clicks and traits land at one partition number.
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, get_args
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError, NoBrokersAvailable
+from kafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
 
 from model_core.errors import HeadwaterError, SettingsError
 from model_core.records import Source
@@ -25,6 +25,7 @@ FEED_HEADER: Final = "feed"
 _MOST_PENDING: Final = 20_000
 _LOOK_EVERY: Final = 500  # sends between two looks at what came back
 _FLUSH_TIMEOUT_S: Final = 180.0
+_CLOSE_AFTER_ERROR_S: Final = 5.0
 _TIED: Final[tuple[Source, ...]] = ("impressions", "clicks", "users")
 _DEFAULTS: Final[dict[str, Any]] = {"linger_ms": 5, "batch_size": 65_536, "max_block_ms": 30_000}
 _FIXED: Final[dict[str, Any]] = {"acks": "all", "enable_idempotence": True, "allow_auto_create_topics": False}
@@ -75,12 +76,15 @@ class Publisher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Flush and close; after an error, close at once."""
-        try:
-            if kind is None:
+        """Flush and close; after an error, close without waiting long: that error is the one to tell."""
+        if kind is None:
+            try:
                 self.flush()
-        finally:
-            self._producer.close(timeout=_FLUSH_TIMEOUT_S if kind is None else 0)
+            finally:
+                self._producer.close(timeout=_FLUSH_TIMEOUT_S)
+        else:
+            with suppress(KafkaTimeoutError):
+                self._producer.close(timeout=_CLOSE_AFTER_ERROR_S)
 
     def partitions(self, role: Source) -> int:
         """Number of partitions of a role's topic.
@@ -234,7 +238,7 @@ def _consumer(kafka: Mapping[str, Any]) -> Iterator[Any]:
 def _reaching(kafka: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
-    except (NoBrokersAvailable, KafkaConnectionError, KafkaTimeoutError) as error:
+    except (KafkaConnectionError, KafkaTimeoutError) as error:
         address = kafka.get("bootstrap_servers", "localhost")
         raise BrokerUnavailableError(f"no broker answers at {address}: {error}") from error
 
