@@ -154,11 +154,29 @@ class EncoderSettings:
 
     Attributes:
         dimension: d of φ and of every user's head.
-        hidden: of the recurrent state.
+        item_coordinates: of them, those where u is 1: what an item is worth to anybody.
+        hidden: size of the recurrent state.
+        embedding: size of item and token embeddings.
+        id_rows: rows of the hashed table of item ids; two for each item.
+        token_rows: rows of the hashed table of words, categories, traits and contexts.
+        tokens_per_item: words, categories and features of an item that count, the first ones.
     """
 
     dimension: int = 32
+    item_coordinates: int = 6
     hidden: int = 32
+    embedding: int = 32
+    id_rows: int = 8192
+    token_rows: int = 4096
+    tokens_per_item: int = 24
+
+    def check(self) -> None:
+        """Raise `SettingsError` where a value is out of range."""
+        _expect(
+            self.dimension >= self.item_coordinates + 3, "encoder.dimension", self.dimension, "item_coordinates + 3"
+        )
+        for key in ("item_coordinates", "hidden", "embedding", "id_rows", "token_rows", "tokens_per_item"):
+            _expect(getattr(self, key) >= 1, f"encoder.{key}", getattr(self, key), "1 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,14 +187,42 @@ class LearnerSettings:
         discount: γ of one `discount_unit_ms`.
         discount_unit_ms: γ^(elapsed_ms / discount_unit_ms).
         learning_rate: of Adam.
+        weight_decay: of Adam, decoupled.
         batch_size: transitions a step.
         buffer_size: transitions kept for replay.
         slate_size: k of the greedy slate in V(s).
+        candidates: items sampled as candidates of the next state, shared by a batch.
+        negatives: items sampled as negatives of the next-item loss, shared by a batch.
+        next_item_weight: of the next-item loss beside the TD loss.
+        target_rate: share of the online network that enters the target network at each step.
+        held_out_share: of the transitions, by a hash of their id, that are never trained on.
+        prior_transitions: latest transitions that the prior is estimated from.
+        prior_iterations: of EM.
+        neighbours: co-clicked items published for each item.
+        popularity_half_life: impressions of an item after which an old one counts half.
     """
 
     discount: float = 0.5
     discount_unit_ms: int = 30 * _MINUTE_MS
     learning_rate: float = 3e-3
+    weight_decay: float = 1e-4
     batch_size: int = 256
-    buffer_size: int = 200_000
+    buffer_size: int = 100_000
     slate_size: int = 10
+    candidates: int = 256
+    negatives: int = 512
+    next_item_weight: float = 0.05
+    target_rate: float = 0.01
+    held_out_share: float = 0.05
+    prior_transitions: int = 10_000
+    prior_iterations: int = 8
+    neighbours: int = 20
+    popularity_half_life: float = 1_000.0
+
+    def check(self) -> None:
+        """Raise `SettingsError` where a value is out of range."""
+        _expect(0 <= self.discount < 1, "learner.discount", self.discount, "0 or more, less than 1")
+        _expect(self.learning_rate > 0, "learner.learning_rate", self.learning_rate, "more than 0")
+        _expect(0 <= self.held_out_share < 1, "learner.held_out_share", self.held_out_share, "0 or more, less than 1")
+        for key in ("discount_unit_ms", "batch_size", "buffer_size", "slate_size", "candidates", "negatives"):
+            _expect(getattr(self, key) >= 1, f"learner.{key}", getattr(self, key), "1 or more")

@@ -1,0 +1,223 @@
+"""A trained model as workers use it: plain numpy, no torch, one matrix product for every score.
+
+    x(a) = Σ id rows + weighted mean of token rows            item input, what the encoder eats
+    h'   = GRU(h, [x(a), r])                                  state after feedback r on a (Cho et al. 2014)
+    u(s) = [ [h, traits, context] W_u + b_u,  1 …,  z·w,  1 ]  user vector:  taste | item | user | bias
+    v(a) = [ x W_v + b_v,  x W_i + b_i,  1,  1 ]               item vector
+    φ(s, a) = u(s) ⊙ v(a),   Q(s, a) = φᵀ w
+
+`encoder.network` is the same in torch; a test holds the two together.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from model_core.bandit.head import Prior
+from model_core.config import EncoderSettings, LearnerSettings
+from model_core.features.tokens import context_tokens, item_tokens, mean_tokens, trait_tokens
+from model_core.records import Item
+
+__all__ = ["FEATURES", "MAX_POSITIONS", "ServingModel", "weight_shapes"]
+
+Float32Array = npt.NDArray[np.float32]
+
+FEATURES: Final = 1
+"""Version of the equations above: a model of another one cannot be served by this release."""
+
+MAX_POSITIONS: Final = 32
+"""Places of a slate that have an examination probability of their own; later ones share the last."""
+
+_VALUE_HIDDEN: Final = 16
+_WEAK_PRECISION: Final = 4.0
+_WEAK_NOISE: Final = 0.1
+"""Before the first model: a standard deviation of 0.5 a coordinate, and the noise of a click rate near a tenth."""
+
+
+def weight_shapes(settings: EncoderSettings) -> dict[str, tuple[int, ...]]:
+    """Shape of every weight, by name."""
+    taste = settings.dimension - settings.item_coordinates - 2
+    state = settings.hidden + settings.embedding
+    return {
+        "id_table": (settings.id_rows, settings.embedding),
+        "token_table": (settings.token_rows, settings.embedding),
+        "gru_input": (3 * settings.hidden, settings.embedding + 1),
+        "gru_hidden": (3 * settings.hidden, settings.hidden),
+        "gru_input_bias": (3 * settings.hidden,),
+        "gru_hidden_bias": (3 * settings.hidden,),
+        "user_taste": (state, taste),
+        "user_taste_bias": (taste,),
+        "user_level": (state, 1),
+        "item_taste": (settings.embedding, taste),
+        "item_taste_bias": (taste,),
+        "item_worth": (settings.embedding, settings.item_coordinates),
+        "item_worth_bias": (settings.item_coordinates,),
+        "value_in": (settings.hidden, _VALUE_HIDDEN),
+        "value_in_bias": (_VALUE_HIDDEN,),
+        "value_out": (_VALUE_HIDDEN, 1),
+        "value_out_bias": (1,),
+    }
+
+
+def initial_weights(settings: EncoderSettings, seed: int) -> dict[str, Float32Array]:
+    """Seeded untrained weights: tables small, ids zero (an id nobody has seen says nothing), the rest Glorot."""
+    rng = np.random.default_rng(seed)
+    weights: dict[str, Float32Array] = {}
+    for name, shape in weight_shapes(settings).items():
+        if name == "id_table" or name.endswith("_bias"):
+            weights[name] = np.zeros(shape, np.float32)
+        elif name == "token_table":
+            weights[name] = rng.normal(0.0, 0.5, shape).astype(np.float32)
+        else:
+            scale = np.sqrt(2.0 / (shape[0] + shape[1]))
+            weights[name] = rng.normal(0.0, scale, shape).astype(np.float32)
+    return weights
+
+
+@dataclass
+class ServingModel:
+    """What a worker needs of a model.
+
+    Attributes:
+        name: of the model.
+        version: counts up from 1; 0 for the untrained one that serves before the first.
+        settings: shapes of the encoder.
+        weights: by name, see `weight_shapes`.
+        prior: of every user's head.
+        discount: γ of one `discount_unit_ms`.
+        discount_unit_ms: γ^(elapsed_ms / discount_unit_ms).
+        examination: float32[MAX_POSITIONS], how much a place is looked at, relative to the first.
+        popularity: decayed impressions and summed reward, by item id.
+        neighbours: co-clicked items, best first, by item id.
+    """
+
+    name: str
+    version: int
+    settings: EncoderSettings
+    weights: Mapping[str, Float32Array]
+    prior: Prior
+    discount: float
+    discount_unit_ms: int
+    examination: Float32Array = field(default_factory=lambda: np.ones(MAX_POSITIONS, np.float32))
+    popularity: dict[str, tuple[float, float]] = field(default_factory=dict)
+    neighbours: dict[str, list[str]] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    trained_transitions: int = 0
+
+    @classmethod
+    def initial(cls, settings: EncoderSettings, *, seed: int = 0) -> "ServingModel":
+        """The model that serves before the first: untrained, with a weak prior around zero."""
+        precision = np.eye(settings.dimension) * _WEAK_PRECISION
+        learner = LearnerSettings()
+        return cls(
+            "headwater",
+            0,
+            settings,
+            initial_weights(settings, seed),
+            Prior(precision, np.zeros(settings.dimension), _WEAK_NOISE),
+            learner.discount,
+            learner.discount_unit_ms,
+        )
+
+    @property
+    def features(self) -> int:
+        """Version of φ; heads of another one are rebuilt."""
+        return self.version
+
+    @property
+    def dimension(self) -> int:
+        """Dimension d of φ."""
+        return self.settings.dimension
+
+    @property
+    def hidden(self) -> int:
+        """Size H of the recurrent state."""
+        return self.settings.hidden
+
+    @property
+    def groups(self) -> dict[str, slice]:
+        """Coordinates of φ by what they stand for."""
+        taste = self.settings.dimension - self.settings.item_coordinates - 2
+        worth = taste + self.settings.item_coordinates
+        return {
+            "taste": slice(0, taste),
+            "item": slice(taste, worth),
+            "user": slice(worth, worth + 1),
+            "bias": slice(worth + 1, worth + 2),
+        }
+
+    def item_inputs(self, items: Sequence[Item]) -> Float32Array:
+        """x(a) of each item; float32[n, E]."""
+        rows = item_tokens(items, self.settings)
+        ids: Float32Array = self.weights["id_table"][rows.ids].sum(axis=1)
+        words: Float32Array = (self.weights["token_table"][rows.tokens] * rows.weights[:, :, None]).sum(axis=1)
+        return ids + words
+
+    def item_vectors(self, items: Sequence[Item]) -> Float32Array:
+        """v(a) of each item; float32[n, d]."""
+        x = self.item_inputs(items)
+        weights = self.weights
+        taste = x @ weights["item_taste"] + weights["item_taste_bias"]
+        worth = x @ weights["item_worth"] + weights["item_worth_bias"]
+        return np.concatenate([taste, worth, np.ones((len(x), 2), np.float32)], axis=1)
+
+    def advance(self, h: Float32Array, x: Float32Array, reward: Float32Array) -> Float32Array:
+        """State after feedback: h float32[n, H], x float32[n, E], reward float32[n] → float32[n, H]."""
+        weights = self.weights
+        inputs = np.concatenate([x, reward[:, None]], axis=1) @ weights["gru_input"].T + weights["gru_input_bias"]
+        return self._gru(h, inputs)
+
+    def _gru(self, h: Float32Array, inputs: Float32Array) -> Float32Array:
+        size = self.hidden
+        recurrent = h @ self.weights["gru_hidden"].T + self.weights["gru_hidden_bias"]
+        reset = _sigmoid(inputs[:, :size] + recurrent[:, :size])
+        update = _sigmoid(inputs[:, size : 2 * size] + recurrent[:, size : 2 * size])
+        new = np.tanh(inputs[:, 2 * size :] + reset * recurrent[:, 2 * size :])
+        state: Float32Array = new + update * (h - new)
+        return state
+
+    def encode(self, x: Float32Array, reward: Float32Array, length: npt.NDArray[np.int64]) -> Float32Array:
+        """State after each prefix of n histories.
+
+        Args:
+            x: float32[n, L, E].
+            reward: float32[n, L].
+            length: int64[n], entries of each history; what follows is ignored.
+
+        Returns:
+            float32[n, L + 1, H]; [:, 0] is the state of an empty history, and past the end the last state stands.
+        """
+        users, longest = reward.shape
+        states = np.zeros((users, longest + 1, self.hidden), np.float32)
+        for place in range(longest):
+            moved = self.advance(states[:, place], x[:, place], reward[:, place])
+            states[:, place + 1] = np.where((place < length)[:, None], moved, states[:, place])
+        return states
+
+    def user_vectors(
+        self, h: Float32Array, traits: Sequence[Mapping[str, Any]], context: Sequence[Mapping[str, Any]]
+    ) -> Float32Array:
+        """u(s) of each state; h float32[n, H] → float32[n, d]."""
+        weights, rows = self.weights, self.settings.token_rows
+        table = weights["token_table"]
+        known = mean_tokens(table, [trait_tokens(one, rows) for one in traits])
+        known += mean_tokens(table, [context_tokens(one, rows) for one in context])
+        state = np.concatenate([h, known], axis=1)
+        taste = state @ weights["user_taste"] + weights["user_taste_bias"]
+        ones = np.ones((len(h), self.settings.item_coordinates), np.float32)
+        return np.concatenate([taste, ones, state @ weights["user_level"], ones[:, :1]], axis=1)
+
+    def value(self, h: Float32Array) -> Float32Array:
+        """V(s), the published target network's value of each state; float32[n]."""
+        weights = self.weights
+        inner = np.tanh(h @ weights["value_in"] + weights["value_in_bias"])
+        value: Float32Array = (inner @ weights["value_out"] + weights["value_out_bias"])[:, 0]
+        return value
+
+
+def _sigmoid(z: Float32Array) -> Float32Array:
+    half: Float32Array = np.tanh(z * np.float32(0.5))
+    return half * np.float32(0.5) + np.float32(0.5)
