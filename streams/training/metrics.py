@@ -1,6 +1,6 @@
 """Prometheus metrics of the trainer role."""
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from streams.training.messages import Checkpointed, Model, Progress
 
@@ -11,11 +11,11 @@ class TrainerMetrics:
     """What the trainer shows; every number comes from the child's messages.
 
     Args:
-        registry: where they are registered.
+        registry: where they are registered; one of their own by default.
     """
 
-    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        self._registry = registry
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        registry = self.registry = registry or CollectorRegistry()
         self._learning: dict[str, Gauge] = {}
         self._seen: dict[str, int] = {}
         self._records = Counter(
@@ -35,6 +35,9 @@ class TrainerMetrics:
         self._published_at = self._gauge("published_timestamp_seconds", "Unix time of the last publication.")
         self._checkpoint_bytes = self._gauge("checkpoint_bytes", "Size of the last checkpoint.")
         self._checkpoint_seconds = self._gauge("checkpoint_seconds", "Time to write the last checkpoint.")
+        self._lag = Gauge(
+            "headwater_trainer_lag_records", "Transitions not fetched yet.", ["partition"], registry=registry
+        )
         self._in_flight_bytes = self._gauge("in_flight_bytes", "Bytes of records handed over, not yet consumed.")
 
     def progress(self, message: Progress) -> None:
@@ -64,9 +67,13 @@ class TrainerMetrics:
         self._publish_seconds.set(seconds)
         self._published_at.set_to_current_time()
 
+    def lag(self, partition: int, count: int) -> None:
+        """Take the number of records of a partition that were not fetched yet."""
+        self._lag.labels(partition).set(count)
+
     def in_flight(self, count: int) -> None:
         """Take the number of bytes that the child has yet to consume."""
         self._in_flight_bytes.set(count)
 
     def _gauge(self, name: str, documentation: str) -> Gauge:
-        return Gauge(f"headwater_trainer_{name}", documentation, registry=self._registry)
+        return Gauge(f"headwater_trainer_{name}", documentation, registry=self.registry)

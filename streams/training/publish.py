@@ -20,9 +20,8 @@ from streams.training.sink import BrokerAway
 __all__ = ["ModelPublisher", "PublicationError", "published_parts"]
 
 _MODELS_PARTITION: Final = 0
-_CALL_S: Final = 5.0
+_CALL_S: Final = 2.0
 _READ_S: Final = 30.0
-_TRANSACTION_TIMEOUT_MS: Final = 10_000
 _FENCED: Final = (KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED)  # noqa: SLF001
 _UNKNOWN: Final = (KafkaError._UNKNOWN_PARTITION, KafkaError.UNKNOWN_TOPIC_OR_PART)  # noqa: SLF001
 
@@ -40,6 +39,7 @@ class ModelPublisher:
         source_topic: whose offsets are committed.
         group: of the trainer's consumer.
         transactional_id: of the trainer; a newer trainer with the same id fences the older.
+        transaction_timeout_ms: after this the broker aborts what a stopped trainer left open.
         versions_kept: model versions whose parts stay, the newest included.
     """
 
@@ -51,6 +51,7 @@ class ModelPublisher:
         source_topic: str,
         group: str,
         transactional_id: str,
+        transaction_timeout_ms: int = 10_000,
         versions_kept: int = 3,
     ) -> None:
         self._client = dict(client)
@@ -62,7 +63,8 @@ class ModelPublisher:
             {
                 **self._client,
                 "transactional.id": transactional_id,
-                "transaction.timeout.ms": _TRANSACTION_TIMEOUT_MS,
+                "transaction.timeout.ms": transaction_timeout_ms,
+                "message.timeout.ms": transaction_timeout_ms,
                 "retry.backoff.ms": 5,
                 "linger.ms": 0,
                 "message.max.bytes": 2_000_000,

@@ -68,7 +68,7 @@ class TrainerService:
         self._pending = asyncio.Event()
         self._stopping = False
         self._carrier: asyncio.Task[None] | None = None
-        self._failure: asyncio.Task[None] | None = None
+        self._stopped: asyncio.Task[bool] | None = None
 
     @property
     def pid(self) -> int | None:
@@ -79,6 +79,11 @@ class TrainerService:
     def in_flight_bytes(self) -> int:
         """Records handed over and not yet consumed."""
         return self._in_flight
+
+    @property
+    def has_room(self) -> bool:
+        """Whether `add` would not wait."""
+        return self._room.is_set()
 
     async def start(self) -> Ready:
         """Start the child; returns where it stands, so that input can begin at its offsets.
@@ -129,9 +134,16 @@ class TrainerService:
     async def stop(self) -> bool:
         """Checkpoint, end the child, publish and commit what is pending; returns whether time sufficed.
 
+        Asked again, it answers the same.
+
         Raises:
             TrainerDied: the child had ended, or ended, by an error.
         """
+        if self._stopped is None:
+            self._stopped = asyncio.create_task(self._stop(), name="trainer-stop")
+        return await asyncio.shield(self._stopped)
+
+    async def _stop(self) -> bool:
         began = self._clock()
         timeout_s = self._start.trainer.stop_timeout_s
         self._room.set()

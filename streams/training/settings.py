@@ -57,7 +57,7 @@ class TrainerSettings:
     publish_every_transitions: int = 0
     versions_kept: int = 3
     in_flight_bytes: int = 8 * 2**20
-    stop_timeout_s: float = 7.0
+    stop_timeout_s: float = 6.0
     failpoints: str = ""
 
     def check(self) -> None:
