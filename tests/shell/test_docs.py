@@ -4,9 +4,13 @@ import re
 import subprocess
 import tomllib
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 import pytest
+
+from model_core.errors import Reason
+from streams.metrics import Metrics
+from streams.training.metrics import TrainerMetrics
 
 ROOT: Final = Path(__file__).parents[2]
 PAGES: Final = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -80,3 +84,18 @@ def test_nothing_of_a_machine_is_written_down(suffix: str) -> None:
         and places.search((ROOT / name).read_text(encoding="utf-8"))
     ]
     assert not guilty
+
+
+def test_every_metric_is_explained() -> None:
+    """The operations page names each metric that a worker or the trainer shows."""
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    families = [*Metrics().registry.collect(), *TrainerMetrics().registry.collect()]
+    names = [f"{family.name}_total" if family.type == "counter" else family.name for family in families]
+    assert len(names) > 20
+    assert not [name for name in names if f"`{name}" not in page]
+
+
+def test_every_reason_of_a_dead_letter_has_its_remedy() -> None:
+    """The operations page says of each reason what to do."""
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    assert not [reason for reason in get_args(Reason) if f"`{reason}`" not in page]
