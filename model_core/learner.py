@@ -1,0 +1,501 @@
+"""The learner: transitions in, models out. Double Q-learning trains the encoder, empirical Bayes the users' prior.
+
+A step takes a batch of transitions and lowers
+
+    L = Σ ω (Q(s, a) - y)² / Σ ω  +  λ L_next  +  (V(s') - V̄(s'))²
+
+over the shown items: y by double Q-learning (`rl.targets`), ω the examination of an item nobody clicked and 1 for one
+with a reward; L_next, the sampled cross entropy of the next clicked item at every prefix of the history, gives the
+embeddings their shape long before rewards could; and the value head learns the target network's V̄. Everything is
+a function of the transitions' order, the settings and the seed: a restored learner goes on bit for bit (on the CPU).
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.numpy import load, save
+from torch import Tensor
+from torch.nn import functional
+
+from model_core.bandit.head import Prior
+from model_core.config import EncoderSettings, LearnerSettings
+from model_core.encoder.network import ItemBatch, Network
+from model_core.features.tokens import context_tokens, item_tokens, trait_tokens
+from model_core.meta import empirical_bayes
+from model_core.records import Item, Transition
+from model_core.replay_buffer import ReplayBuffer, Rows
+from model_core.rl.targets import double_q_values, td_targets
+from model_core.serving import MAX_POSITIONS, ServingModel
+
+__all__ = ["Learner", "resolve_device"]
+
+FloatArray = npt.NDArray[np.float64]
+
+_EXAMINATION_STEPS: Final = 100
+"""Steps between two estimates of the examination probabilities."""
+_LEAST_EXAMINATION: Final = 0.05
+_EXAMINATION_PRIOR: Final = 20.0
+"""Clicks that the guess `no bias` weighs in the estimate of a place's examination."""
+_EVALUATED: Final = 1_024
+"""Transitions that held-out errors and examination are estimated from, at most."""
+_NEXT_ITEM_ROWS: Final = 96
+"""Rows of a batch whose whole histories enter the next-item loss: all would cost more than the rest of the step."""
+_PRIOR_VARIANCE: Final = 0.1
+_NEIGHBOUR_REACH: Final = 5
+
+
+def resolve_device(name: str) -> str:
+    """`auto` as the device there is, `cuda` where there is one."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
+class _Batch(NamedTuple):
+    """Transitions as tensors; shapes as the buffer's columns, histories cut to the longest."""
+
+    history: Tensor
+    history_reward: Tensor
+    history_length: Tensor
+    append: Tensor
+    append_reward: Tensor
+    append_length: Tensor
+    slate: Tensor
+    slate_reward: Tensor
+    slate_position: Tensor
+    shown: Tensor
+    tokens: Tensor
+    token_weight: Tensor
+    discount: Tensor
+
+
+class _States(NamedTuple):
+    """Encoded transitions: all prefixes' states, u(s), the next state and its u."""
+
+    prefixes: Tensor
+    user: Tensor
+    after: Tensor
+    next_user: Tensor
+
+
+class Learner:
+    """Learns from transitions; any torch device.
+
+    Args:
+        settings: of learning.
+        encoder: shapes of the network.
+        device: `auto`, `cpu` or `cuda`.
+        seed: of weights and sampling.
+
+    Attributes:
+        version: of the last published model.
+        device: in use.
+    """
+
+    def __init__(self, settings: LearnerSettings, encoder: EncoderSettings, *, device: str, seed: int) -> None:
+        settings.check()
+        encoder.check()
+        self.settings = settings
+        self.encoder = encoder
+        self.device = resolve_device(device)
+        self.version = 0
+        self.steps = 0
+        self.trained_transitions = 0
+        self._rng = np.random.default_rng(seed)
+        self._online = Network(encoder, seed).to(self.device)
+        self._target = Network(encoder, seed).to(self.device).requires_grad_(requires_grad=False)
+        self._optimizer = torch.optim.AdamW(
+            self._online.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self._items: dict[str, Item] = {}
+        self._row: dict[str, int] = {}
+        self._offered: set[str] = set()
+        self._item_batch: ItemBatch | None = None
+        self._offered_rows: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+        self._shown: dict[str, tuple[float, float]] = {}
+        self._examination = np.ones(MAX_POSITIONS, np.float32)
+        self._buffer = ReplayBuffer(settings.buffer_size, settings.held_out_share, Rows(self._item_row, self._tokens))
+
+    @property
+    def buffer_size(self) -> int:
+        """Transitions in the replay buffer."""
+        return len(self._buffer)
+
+    @property
+    def left_out(self) -> Counter[str]:
+        """How many transitions are not learned from, by reason."""
+        return self._buffer.left_out
+
+    def set_item(self, item: Item) -> None:
+        """Add or replace an item."""
+        self._item_row(item.item_id)
+        self._items[item.item_id] = item
+        self._offered.add(item.item_id) if item.available else self._offered.discard(item.item_id)
+        self._item_batch = None
+
+    def remove_item(self, item_id: str) -> None:
+        """Take an item out of the candidates; histories that hold it keep their meaning."""
+        self._offered.discard(item_id)
+        self._item_batch = None
+
+    def add(self, transition: Transition) -> None:
+        """Put a transition into the buffer; a higher revision replaces a lower one."""
+        before = self._buffer.row_of(transition.user_id, transition.transition_id)
+        old = None if before is None else self._buffer.columns["slate_reward"][before].copy()
+        if self._buffer.add(transition) is None:
+            return
+        for place, shown in enumerate(transition.slate):
+            impressions, reward = self._shown.get(shown.item_id, (0.0, 0.0))
+            if old is not None:
+                change = shown.reward - float(old[place]) if place < len(old) else 0.0
+                self._shown[shown.item_id] = (impressions, reward + change)
+            else:
+                keep = 0.5 ** (1.0 / self.settings.popularity_half_life)
+                self._shown[shown.item_id] = (impressions * keep + 1.0, reward * keep + shown.reward)
+        self.trained_transitions += old is None
+
+    def erase(self, user_id: str) -> None:
+        """Drop a user's transitions."""
+        self._buffer.erase(user_id)
+
+    def train(self, steps: int) -> dict[str, float]:
+        """Do training steps.
+
+        Returns:
+            Means over the steps: `loss`, `td_error` (root mean square), `next_item_loss`, `q_spread` (deviation
+            of Q over the candidates of a state); and `td_error_held_out`, where anything is held out. Empty before
+            there is anything to learn from.
+        """
+        rows = self._buffer.rows(held_out=False)
+        if not len(rows) or not self._offered:
+            return {}
+        totals: Counter[str] = Counter()
+        for _ in range(steps):
+            totals.update(self._step(self._rng.choice(rows, self.settings.batch_size)))
+            self.steps += 1
+            if self.steps % _EXAMINATION_STEPS == 0:
+                self._estimate_examination()
+        metrics = {name: total / steps for name, total in totals.items()}
+        held_out = self._buffer.rows(held_out=True)[-_EVALUATED:]
+        if len(held_out):
+            metrics["td_error_held_out"] = self._td_error(held_out)
+        return metrics
+
+    def _step(self, rows: npt.NDArray[np.int64]) -> dict[str, float]:
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
+            batch = self._batch(rows)
+            items = self._online.item_inputs(self._all_items())
+            vectors = self._online.item_vectors(items)
+            states = self._encode(self._online, batch, items)
+            value, q_spread = self._next_values(batch, states, vectors)
+            q = self._q(self._online, states.user, vectors, batch.slate)
+            y = td_targets(batch.slate_reward, batch.discount, value)
+            weight = self._weights(batch)
+            td_loss = (weight * (q - y) ** 2).sum() / weight.sum()
+            next_item_loss = self._next_item_loss(batch, states, vectors)
+            value_loss = ((self._online.value(states.after.detach()) - value) ** 2).mean()
+            loss = td_loss + self.settings.next_item_weight * next_item_loss + value_loss
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._online.parameters(), 1.0)
+        self._optimizer.step()
+        self._follow()
+        return {
+            "loss": loss.item(),
+            "td_error": td_loss.item() ** 0.5,
+            "next_item_loss": next_item_loss.item(),
+            "q_spread": q_spread,
+        }
+
+    def _follow(self) -> None:
+        """Move the target network towards the online one."""
+        with torch.no_grad():
+            for ours, theirs in zip(self._target.parameters(), self._online.parameters(), strict=True):
+                ours.lerp_(theirs, self.settings.target_rate)
+
+    def _next_values(self, batch: _Batch, states: _States, vectors: Tensor) -> tuple[Tensor, float]:
+        """V(s') by double Q-learning over sampled candidates, and the spread of Q among them."""
+        count = min(self.settings.candidates, len(self._offered_rows))
+        candidates = self._tensor(self._rng.choice(self._offered_rows, count, replace=False))
+        with torch.no_grad():
+            items = self._target.item_inputs(self._all_items())
+            target_states = self._encode(self._target, batch, items)
+            online = (states.next_user * self._online.reward_weights) @ vectors[candidates].T
+            target_vectors = self._target.item_vectors(items[candidates])
+            target = (target_states.next_user * self._target.reward_weights) @ target_vectors.T
+            value = double_q_values(online.float(), target.float(), self.settings.slate_size)
+            return value, online.std(dim=1).mean().item()
+
+    def _next_item_loss(self, batch: _Batch, states: _States, vectors: Tensor) -> Tensor:
+        """Sampled cross entropy of the item clicked next, at every prefix of some of the histories."""
+        history = batch.history[:_NEXT_ITEM_ROWS]
+        length = batch.history_length[:_NEXT_ITEM_ROWS]
+        present = torch.arange(history.shape[1], device=self.device)[None] < length[:, None]
+        if not present.any():
+            return vectors.new_zeros(())
+        known = self._online.known(batch.tokens[:_NEXT_ITEM_ROWS], batch.token_weight[:_NEXT_ITEM_ROWS])
+        prefixes = states.prefixes[:_NEXT_ITEM_ROWS, : history.shape[1]][present]
+        known = known[:, None].expand(-1, history.shape[1], -1)[present]
+        user = self._online.user_vectors(prefixes, known) * self._online.choice_weights
+        clicked = history[present]
+        negatives = self._tensor(self._rng.choice(self._offered_rows, self.settings.negatives))
+        positive = (user * vectors[clicked]).sum(dim=1, keepdim=True)
+        negative = (user @ vectors[negatives].T).masked_fill(negatives[None] == clicked[:, None], -torch.inf)
+        return functional.cross_entropy(torch.cat([positive, negative], dim=1).float(), torch.zeros_like(clicked))
+
+    def _encode(self, network: Network, batch: _Batch, items: Tensor) -> _States:
+        prefixes = network.gru(items[batch.history], batch.history_reward, batch.history_length)
+        state = prefixes[:, -1]
+        after = network.gru(items[batch.append], batch.append_reward, batch.append_length, state)[:, -1]
+        known = network.known(batch.tokens, batch.token_weight)
+        return _States(prefixes, network.user_vectors(state, known), after, network.user_vectors(after, known))
+
+    @staticmethod
+    def _q(network: Network, user: Tensor, vectors: Tensor, slate: Tensor) -> Tensor:
+        return ((user * network.reward_weights)[:, None, :] * vectors[slate]).sum(dim=2)
+
+    def _weights(self, batch: _Batch) -> Tensor:
+        """ω of each shown item; float[B, K], 0 beyond a slate."""
+        examination = torch.from_numpy(self._examination).to(self.device)
+        examined = examination[(batch.slate_position - 1).clamp(0, MAX_POSITIONS - 1)]
+        return torch.where(batch.slate_reward != 0, 1.0, examined) * batch.shown
+
+    def _batch(self, rows: npt.NDArray[np.int64]) -> _Batch:
+        columns = self._buffer.columns
+        longest = max(int(columns["history_length"][rows].max()), 1)
+        appended = max(int(columns["append_length"][rows].max()), 1)
+        places = max(int(columns["slate_length"][rows].max()), 1)
+        discount = self.settings.discount ** (columns["elapsed_ms"][rows] / self.settings.discount_unit_ms)
+        discount[columns["terminated"][rows]] = 0.0
+        shown = np.arange(places)[None] < columns["slate_length"][rows][:, None]
+        return _Batch(
+            self._tensor(columns["history"][rows, :longest]),
+            self._tensor(columns["history_reward"][rows, :longest]),
+            self._tensor(columns["history_length"][rows]),
+            self._tensor(columns["append"][rows, :appended]),
+            self._tensor(columns["append_reward"][rows, :appended]),
+            self._tensor(columns["append_length"][rows]),
+            self._tensor(columns["slate"][rows, :places]),
+            self._tensor(columns["slate_reward"][rows, :places]),
+            self._tensor(columns["slate_position"][rows, :places]),
+            self._tensor(shown.astype(np.float32)),
+            self._tensor(columns["tokens"][rows]),
+            self._tensor(columns["token_weight"][rows]),
+            self._tensor(discount.astype(np.float32)),
+        )
+
+    def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array if array.dtype == np.float32 else array.astype(np.int64))
+        return tensor.to(self.device)
+
+    def _item_row(self, item_id: str) -> int:
+        row = self._row.get(item_id)
+        if row is None:
+            row = self._row[item_id] = len(self._row)
+            self._item_batch = None
+        return row
+
+    def _all_items(self) -> ItemBatch:
+        """Rows of every item ever named, embedded anew only when one changed."""
+        if self._item_batch is None:
+            items = [self._items.get(item_id) or Item(item_id=item_id) for item_id in self._row]
+            self._item_batch = ItemBatch(*(self._tensor(part) for part in item_tokens(items, self.encoder)))
+            self._offered_rows = np.array(sorted(self._row[item_id] for item_id in self._offered), np.int64)
+        return self._item_batch
+
+    def _tokens(self, traits: Mapping[str, Any], context: Mapping[str, Any]) -> tuple[list[int], list[float]]:
+        ours = trait_tokens(traits, self.encoder.token_rows)
+        theirs = context_tokens(context, self.encoder.token_rows)
+        return ours + theirs, [1.0 / len(ours)] * len(ours) + [1.0 / len(theirs)] * len(theirs)
+
+    def _evaluate(self, rows: npt.NDArray[np.int64]) -> tuple[_Batch, _States, Tensor]:
+        """Encoded transitions and item vectors of the online network, without gradients."""
+        with torch.no_grad():
+            batch = self._batch(rows)
+            items = self._online.item_inputs(self._all_items())
+            return batch, self._encode(self._online, batch, items), self._online.item_vectors(items)
+
+    def _td_error(self, rows: npt.NDArray[np.int64]) -> float:
+        """Root mean squared TD error, V(s') being the value head's."""
+        batch, states, vectors = self._evaluate(rows)
+        with torch.no_grad():
+            q = self._q(self._online, states.user, vectors, batch.slate)
+            y = td_targets(batch.slate_reward, batch.discount, self._online.value(states.after))
+            weight = self._weights(batch)
+            return ((weight * (q - y) ** 2).sum() / weight.sum()).sqrt().item()
+
+    def _estimate_examination(self) -> None:
+        """How much each place is looked at: observed rewards over those expected if all were looked at alike."""
+        rows = self._buffer.latest(_EVALUATED)
+        batch, states, vectors = self._evaluate(rows)
+        with torch.no_grad():
+            value = batch.discount * self._online.value(states.after)
+            expected = (self._q(self._online, states.user, vectors, batch.slate) - value[:, None]).clamp(min=0.005)
+            place = (batch.slate_position - 1).clamp(0, MAX_POSITIONS - 1).flatten().cpu().numpy()
+            shown = batch.shown.flatten().cpu().numpy()
+            observed = np.bincount(place, batch.slate_reward.flatten().cpu().numpy() * shown, MAX_POSITIONS)
+            predicted = np.bincount(place, expected.flatten().cpu().numpy() * shown, MAX_POSITIONS)
+        if observed.sum() <= 0:
+            return
+        scale = predicted.sum() / observed.sum()
+        ratio = (observed * scale + _EXAMINATION_PRIOR) / (predicted + _EXAMINATION_PRIOR)
+        self._examination = np.clip(ratio / max(ratio[0], 1e-6), _LEAST_EXAMINATION, 1.0).astype(np.float32)
+
+    def publish(self) -> ServingModel:
+        """The next version of the model; training goes on as if nothing had happened."""
+        self.version += 1
+        metrics = {}
+        prior = self._prior()
+        if len(held_out := self._buffer.rows(held_out=True)[-_EVALUATED:]) and self._offered:
+            metrics["td_error_held_out"] = self._td_error(held_out)
+        metrics["noise_variance"] = prior.noise_variance
+        metrics["prior_trace"] = float(np.trace(np.linalg.inv(prior.precision)))
+        return ServingModel(
+            name="headwater",
+            version=self.version,
+            settings=self.encoder,
+            weights=self._online.weights(),
+            prior=prior,
+            discount=self.settings.discount,
+            discount_unit_ms=self.settings.discount_unit_ms,
+            examination=self._examination.copy(),
+            popularity=dict(self._shown),
+            neighbours=self._neighbours(),
+            metrics=metrics,
+            trained_transitions=self.trained_transitions,
+        )
+
+    def _prior(self) -> Prior:
+        """Empirical Bayes over the users of the latest transitions."""
+        mean = self._online.reward_weights.detach().double().cpu().numpy()
+        precision = np.eye(self.encoder.dimension) / _PRIOR_VARIANCE
+        start = Prior(precision, precision @ mean, _PRIOR_VARIANCE)
+        rows = self._buffer.latest(self.settings.prior_transitions)
+        if not len(rows) or not self._row:
+            return start
+        users, features, targets, weights = [], [], [], []
+        for part in np.array_split(rows, max(1, len(rows) // _EVALUATED)):
+            batch, states, vectors = self._evaluate(part)
+            with torch.no_grad():
+                shown = batch.shown.bool()
+                y = td_targets(batch.slate_reward, batch.discount, self._online.value(states.after))
+                features.append((states.user[:, None, :] * vectors[batch.slate])[shown].double().cpu().numpy())
+                targets.append(y[shown].double().cpu().numpy())
+                weights.append(self._weights(batch)[shown].double().cpu().numpy())
+                users.append(np.repeat(self._buffer.columns["user"][part], shown.sum(dim=1).cpu().numpy()))
+        observed = empirical_bayes.statistics(
+            np.concatenate(users).astype(np.int64),
+            np.concatenate(features),
+            np.concatenate(targets),
+            np.concatenate(weights),
+        )
+        return empirical_bayes.estimate(observed, start, self.settings.prior_iterations)
+
+    def _neighbours(self) -> dict[str, list[str]]:
+        """For each item, those clicked close to it in histories, by cosine of their counts."""
+        columns = self._buffer.columns
+        latest = {int(columns["user"][row]): row for row in self._buffer.latest(self.settings.buffer_size)}
+        rows = np.array(sorted(latest.values()), np.int64)
+        if not len(rows):
+            return {}
+        history, length = columns["history"][rows].astype(np.int64), columns["history_length"][rows][:, None]
+        present = np.arange(history.shape[1])[None] < length
+        size = len(self._row)
+        pairs = [
+            code
+            for reach in range(1, _NEIGHBOUR_REACH + 1)
+            for code in self._pairs(history[:, :-reach][present[:, reach:]], history[:, reach:][present[:, reach:]])
+        ]
+        codes, counts = np.unique(np.concatenate(pairs), return_counts=True)
+        item, other = np.divmod(codes, size)
+        clicked = np.bincount(history[present], minlength=size)
+        score = counts / np.sqrt(clicked[item] * clicked[other])
+        ids = list(self._row)
+        found: dict[str, list[str]] = {}
+        for place in np.lexsort((other, -score, item)).tolist():
+            best = found.setdefault(ids[item[place]], [])
+            if item[place] != other[place] and len(best) < self.settings.neighbours:
+                best.append(ids[other[place]])
+        return {item_id: best for item_id, best in found.items() if best}
+
+    def _pairs(
+        self, first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        return first * len(self._row) + second, second * len(self._row) + first
+
+    def checkpoint(self) -> bytes:
+        """Everything, so that a restored learner goes on as this one would have."""
+        optimizer = self._optimizer.state_dict()["state"]
+        words = {
+            "items": [[item_id, self._items.get(item_id)] for item_id in self._row],
+            "offered": sorted(self._offered),
+            "shown": self._shown,
+            "counts": [self.version, self.steps, self.trained_transitions],
+            "random": json.dumps(self._rng.bit_generator.state),
+        }
+        return save(
+            {
+                **{f"online.{name}": _array(weight) for name, weight in self._online.state_dict().items()},
+                **{f"target.{name}": _array(weight) for name, weight in self._target.state_dict().items()},
+                **{
+                    f"optimizer.{index}.{name}": _array(part)
+                    for index, parts in optimizer.items()
+                    for name, part in parts.items()
+                },
+                **{f"buffer.{name}": column for name, column in self._buffer.state().items()},
+                "examination": self._examination,
+                "words": np.frombuffer(msgspec.json.encode(words), np.uint8),
+            }
+        )
+
+    def restore(self, blob: bytes) -> None:
+        """Become the learner that `checkpoint` was taken of; settings have to be the same."""
+        arrays = load(blob)
+        words = msgspec.json.decode(arrays["words"].tobytes(), type=_Words)
+        self._row = {item_id: row for row, (item_id, _) in enumerate(words.items)}
+        self._items = {item_id: item for item_id, item in words.items if item is not None}
+        self._offered, self._shown = set(words.offered), words.shown
+        self._item_batch = None
+        self.version, self.steps, self.trained_transitions = words.counts
+        self._rng.bit_generator.state = json.loads(words.random)
+        self._examination = arrays["examination"].copy()
+        for network, prefix in ((self._online, "online."), (self._target, "target.")):
+            network.load_state_dict(_tensors(arrays, prefix))
+        self._restore_optimizer(_tensors(arrays, "optimizer."))
+        self._buffer.restore(
+            {name.removeprefix("buffer."): part for name, part in arrays.items() if name.startswith("buffer.")}
+        )
+
+    def _restore_optimizer(self, parts: Mapping[str, Tensor]) -> None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, part in parts.items():
+            index, field = name.split(".")
+            state.setdefault(int(index), {})[field] = part
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
+
+
+class _Words(msgspec.Struct, frozen=True):
+    items: list[tuple[str, Item | None]]
+    offered: list[str]
+    shown: dict[str, tuple[float, float]]
+    counts: tuple[int, int, int]
+    random: str
+
+
+def _array(tensor: Tensor) -> npt.NDArray[Any]:
+    array: npt.NDArray[Any] = tensor.detach().cpu().contiguous().numpy()
+    return array
+
+
+def _tensors(arrays: Mapping[str, npt.NDArray[Any]], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): torch.from_numpy(array.copy())
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }

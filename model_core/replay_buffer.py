@@ -1,0 +1,199 @@
+"""Transitions as rows of arrays: what a learner samples from, evicted first in, first out."""
+
+import zlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from model_core.records import HistoryEntry, Transition
+
+__all__ = ["ReplayBuffer", "Rows"]
+
+_HISTORY: Final = 50
+_APPEND: Final = 16
+_SLATE: Final = 32
+_TOKENS: Final = 16
+_FIRST_CAPACITY: Final = 1024
+_HELD_OUT_BUCKETS: Final = 10_000
+
+_FIELDS: Final[dict[str, tuple[tuple[int, ...], type[np.generic]]]] = {
+    "history": ((_HISTORY,), np.int32),
+    "history_reward": ((_HISTORY,), np.float32),
+    "history_length": ((), np.int16),
+    "append": ((_APPEND,), np.int32),
+    "append_reward": ((_APPEND,), np.float32),
+    "append_length": ((), np.int16),
+    "slate": ((_SLATE,), np.int32),
+    "slate_reward": ((_SLATE,), np.float32),
+    "slate_position": ((_SLATE,), np.int16),
+    "slate_length": ((), np.int16),
+    "tokens": ((_TOKENS,), np.int32),
+    "token_weight": ((_TOKENS,), np.float32),
+    "elapsed_ms": ((), np.int64),
+    "event_time_ms": ((), np.int64),
+    "terminated": ((), np.bool_),
+    "user": ((), np.int32),
+    "revision": ((), np.int32),
+    "held_out": ((), np.bool_),
+    "used": ((), np.bool_),
+}
+"""Shape and dtype of each column of a row. Histories and slates are item rows of the learner, padded with 0."""
+
+
+class Rows(NamedTuple):
+    """How a buffer turns ids into numbers.
+
+    Attributes:
+        item: row of an item id; a new one gets the next row.
+        tokens: rows and weights in the token table of traits and context.
+    """
+
+    item: Callable[[str], int]
+    tokens: Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[list[int], list[float]]]
+
+
+class ReplayBuffer:
+    """Settled transitions by (user, transition id).
+
+    Args:
+        capacity: transitions; the oldest make room.
+        held_out_share: of the transitions, never sampled for training.
+        rows: ids to numbers.
+
+    Attributes:
+        columns: by name, see the module; `used` says which rows hold a transition.
+        left_out: what was not taken, by reason.
+    """
+
+    def __init__(self, capacity: int, held_out_share: float, rows: Rows) -> None:
+        self.columns: dict[str, npt.NDArray[Any]] = {}
+        self.left_out: Counter[str] = Counter()
+        self._capacity = capacity
+        self._held_out = int(held_out_share * _HELD_OUT_BUCKETS)
+        self._rows = rows
+        self._slot: dict[tuple[str, str], int] = {}
+        self._name: list[tuple[str, str] | None] = []
+        self._users: dict[str, int] = {}
+        self._cursor = 0
+        self._grow(min(_FIRST_CAPACITY, capacity))
+
+    def __len__(self) -> int:
+        return len(self._slot)
+
+    def add(self, transition: Transition) -> int | None:
+        """Take a transition in; a higher revision replaces a lower one.
+
+        Returns:
+            Its row, None where it was left out.
+        """
+        if not transition.settled:
+            self.left_out["unsettled"] += 1
+            return None
+        if not transition.slate:
+            self.left_out["empty-slate"] += 1
+            return None
+        name = (transition.user_id, transition.transition_id)
+        row = self._slot.get(name)
+        if row is None:
+            row = self._claim(name)
+        elif self.columns["revision"][row] >= transition.revision:
+            self.left_out["older-revision"] += 1
+            return None
+        self._write(row, transition)
+        return row
+
+    def row_of(self, user_id: str, transition_id: str) -> int | None:
+        """Row of a transition, None where it is not here."""
+        return self._slot.get((user_id, transition_id))
+
+    def erase(self, user_id: str) -> int:
+        """Forget a user; returns how many transitions went."""
+        names = [name for name in self._slot if name[0] == user_id]
+        for name in names:
+            self._free(self._slot[name])
+        self._users.pop(user_id, None)
+        return len(names)
+
+    def rows(self, *, held_out: bool) -> npt.NDArray[np.int64]:
+        """Rows for training, or the held-out ones."""
+        return np.flatnonzero(self.columns["used"] & (self.columns["held_out"] == held_out))
+
+    def latest(self, count: int) -> npt.NDArray[np.int64]:
+        """The rows of the latest transitions by event time, latest last."""
+        used = np.flatnonzero(self.columns["used"])
+        order = np.argsort(self.columns["event_time_ms"][used], kind="stable")
+        return used[order[-count:]]
+
+    def _claim(self, name: tuple[str, str]) -> int:
+        row = self._cursor
+        if row >= len(self._name):
+            self._grow(min(2 * len(self._name), self._capacity))
+        self._free(row)
+        self._cursor = (row + 1) % self._capacity
+        self._slot[name] = row
+        self._name[row] = name
+        return row
+
+    def _free(self, row: int) -> None:
+        name = self._name[row]
+        if name is not None:
+            del self._slot[name]
+            self._name[row] = None
+            for column in self.columns.values():
+                column[row] = 0
+
+    def _grow(self, size: int) -> None:
+        for field, (shape, dtype) in _FIELDS.items():
+            grown = np.zeros((size, *shape), dtype)
+            if field in self.columns:
+                grown[: len(self._name)] = self.columns[field]
+            self.columns[field] = grown
+        self._name += [None] * (size - len(self._name))
+
+    def _write(self, row: int, transition: Transition) -> None:
+        columns = self.columns
+        self._write_history(row, "history", transition.state.history[-_HISTORY:])
+        self._write_history(row, "append", transition.next_state.append[-_APPEND:])
+        slate = transition.slate[:_SLATE]
+        columns["slate"][row, : len(slate)] = [self._rows.item(shown.item_id) for shown in slate]
+        columns["slate_reward"][row, : len(slate)] = [shown.reward for shown in slate]
+        columns["slate_position"][row, : len(slate)] = [min(shown.position, np.iinfo(np.int16).max) for shown in slate]
+        columns["slate_length"][row] = len(slate)
+        tokens, weights = self._rows.tokens(transition.state.traits, transition.state.context)
+        columns["tokens"][row] = 0
+        columns["token_weight"][row] = 0
+        columns["tokens"][row, : len(tokens[:_TOKENS])] = tokens[:_TOKENS]
+        columns["token_weight"][row, : len(weights[:_TOKENS])] = weights[:_TOKENS]
+        columns["elapsed_ms"][row] = transition.elapsed_ms
+        columns["event_time_ms"][row] = transition.event_time_ms
+        columns["terminated"][row] = transition.terminated
+        columns["user"][row] = self._users.setdefault(transition.user_id, len(self._users))
+        columns["revision"][row] = transition.revision
+        bucket = zlib.crc32(f"{transition.user_id}\0{transition.transition_id}".encode()) % _HELD_OUT_BUCKETS
+        columns["held_out"][row] = bucket < self._held_out
+        columns["used"][row] = True
+
+    def _write_history(self, row: int, field: str, entries: Sequence[HistoryEntry]) -> None:
+        self.columns[field][row, : len(entries)] = [self._rows.item(entry.item_id) for entry in entries]
+        self.columns[f"{field}_reward"][row, : len(entries)] = [entry.reward for entry in entries]
+        self.columns[f"{field}_length"][row] = len(entries)
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """Everything, as arrays for a checkpoint."""
+        names = msgspec.json.encode([self._name, self._users, self._cursor, self.left_out])
+        return {**self.columns, "names": np.frombuffer(names, np.uint8)}
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Become what `state` was taken of."""
+        names, users, cursor, left_out = msgspec.json.decode(
+            state["names"].tobytes(),
+            type=tuple[list[tuple[str, str] | None], dict[str, int], int, dict[str, int]],
+        )
+        self.columns = {field: state[field].copy() for field in _FIELDS}
+        self._name = names
+        self._slot = {name: row for row, name in enumerate(names) if name is not None}
+        self._users, self._cursor, self.left_out = users, cursor, Counter(left_out)
