@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from streams.training.publish import published_parts
+from tests.shell.train_child import POISON
+from tests.shell.train_helpers import transition
 from tests.shell.train_kafka import Bench, embedded_broker, wait_ready
 
 pytestmark = pytest.mark.embedded
@@ -43,39 +46,6 @@ def test_transitions_become_whole_models_and_a_stop_commits(broker: str, tmp_pat
     assert bench.committed() == 120
 
 
-def test_killed_without_a_checkpoint_it_learns_the_same_again_under_new_versions(
-    broker: str, tmp_path: Path
-) -> None:
-    """After kill -9 the same input gives the same models bit for bit, numbered above what readers saw."""
-    bench = Bench(broker, tmp_path, "killed")
-    bench.transitions(0, 60)
-    with bench.trainer() as trainer:
-        wait_ready(trainer)
-        first = bench.models(2)
-        trainer.kill()
-        trainer.wait(10)
-    with bench.trainer() as trainer:
-        wait_ready(trainer)
-        second = bench.models(4)
-    assert [second[version][1] for version in (3, 4)] == [first[version][1] for version in (1, 2)]
-
-
-@pytest.mark.parametrize("point", ["trainer-parts-sent", "trainer-published"])
-def test_killed_while_it_publishes_no_reader_sees_half_a_model(
-    broker: str, tmp_path: Path, point: str
-) -> None:
-    """Whether the transaction landed or not, the next trainer goes on above it, and every manifest is whole."""
-    bench = Bench(broker, tmp_path, point)
-    bench.transitions(0, 60)
-    with bench.trainer(failpoints=f"{point}=kill:2") as trainer:
-        assert trainer.wait(20) == -signal.SIGKILL
-    with bench.trainer() as trainer:
-        wait_ready(trainer)
-        last = 3 if point == "trainer-parts-sent" else 4
-        for manifest, joined in bench.models(last).values():
-            assert hashlib.sha256(joined).hexdigest() == manifest.hash
-
-
 def test_old_versions_are_removed_and_the_last_ones_stay(broker: str, tmp_path: Path) -> None:
     """Of five versions the parts of two get nulls; the latest three stay whole."""
     bench = Bench(broker, tmp_path, "old")
@@ -85,34 +55,12 @@ def test_old_versions_are_removed_and_the_last_ones_stay(broker: str, tmp_path: 
         bench.models(5)
         trainer.send_signal(signal.SIGTERM)
         assert trainer.wait(10) == 0
-    from streams.training.publish import published_parts
-
     client = {"bootstrap.servers": broker}
-    assert published_parts(client, bench.settings.topic("models")) == {
-        "fake": {3: {0, 1}, 4: {0, 1}, 5: {0, 1}}
-    }
-
-
-def test_a_second_trainer_takes_over_and_the_first_ends(broker: str, tmp_path: Path) -> None:
-    """The older trainer is fenced: it ends with 1 when it next has something to publish or commit."""
-    bench = Bench(broker, tmp_path, "fenced")
-    bench.transitions(0, 60)
-    with bench.trainer(stream={"data_dir": str(tmp_path / "first")}) as first:
-        wait_ready(first)
-        bench.models(2)
-        with bench.trainer(stream={"data_dir": str(tmp_path / "second")}) as second:
-            bench.transitions(60, 200)
-            first.send_signal(signal.SIGTERM)
-            assert first.wait(20) == 1
-            wait_ready(second)
-            assert second.poll() is None
+    assert published_parts(client, bench.settings.topic("models")) == {"fake": {3: {0, 1}, 4: {0, 1}, 5: {0, 1}}}
 
 
 def test_an_error_of_the_learner_ends_the_role_with_1(broker: str, tmp_path: Path) -> None:
     """The child's error is logged, and the process exits at once: a restarted trainer is correct."""
-    from tests.shell.train_child import POISON
-    from tests.shell.train_helpers import transition
-
     bench = Bench(broker, tmp_path, "poison")
     bench.produce("transitions", [(POISON, transition(0, POISON))])
     with bench.trainer() as trainer:

@@ -1,6 +1,7 @@
 """A trainer on a broker, for tests: topics, transitions in, models out."""
 
 import json
+import select
 import socket
 import subprocess
 import sys
@@ -29,6 +30,10 @@ TRAINER = {
     "niceness": 0,
 }
 """A round of 2 steps for every 4 transitions, from the 10th on; a model at the 10th and at every 50th."""
+
+
+PATIENCE_S = 40.0
+"""How long a test waits for what should take a few seconds on an idle machine."""
 
 
 def free_port() -> int:
@@ -68,6 +73,7 @@ class Bench:
 
     def __init__(self, address: str, directory: Path, name: str, partitions: int = 1) -> None:
         self.address = address
+        self.log = directory / "trainer.log"
         self.stream = {
             "brokers": [address],
             "data_dir": str(directory),
@@ -98,19 +104,20 @@ class Bench:
         trainer = {**TRAINER, **options.pop("trainer", {})}
         stream = {**self.stream, **options.pop("stream", {})}
         text = json.dumps({"stream": stream, "trainer": trainer, **options})
-        process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).parent / "train_main.py"), text],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        command = [sys.executable, str(Path(__file__).parent / "train_main.py"), text]
+        with self.log.open("a") as log:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         try:
             yield process
+        except BaseException:
+            sys.stderr.write(self.log.read_text()[-8000:])
+            raise
         finally:
             process.kill()
             process.wait()
             cast("Any", process.stdout).close()
 
-    def models(self, version: int, timeout_s: float = 30.0) -> dict[int, tuple[ModelManifest, bytes]]:
+    def models(self, version: int, timeout_s: float = PATIENCE_S) -> dict[int, tuple[ModelManifest, bytes]]:
         """Every model whose manifest was read (committed) before and with `version`, whole."""
         consumer = Consumer(
             {
@@ -136,9 +143,7 @@ class Bench:
                     parts[key] = value
                     continue
                 manifest = decode_as(ModelManifest, value)
-                whole = [
-                    parts[f"{manifest.name}/{manifest.version}/{part}"] for part in range(manifest.parts)
-                ]
+                whole = [parts[f"{manifest.name}/{manifest.version}/{part}"] for part in range(manifest.parts)]
                 found[manifest.version] = (manifest, b"".join(part or b"?" for part in whole))
         finally:
             consumer.close()
@@ -156,7 +161,9 @@ class Bench:
 
 def wait_ready(process: "subprocess.Popen[str]") -> int | None:
     """Wait until a trainer reads; returns the port of its web server."""
-    line = cast("Any", process.stdout).readline()
+    out = cast("Any", process.stdout)
+    assert select.select([out], [], [], PATIENCE_S)[0], "the trainer is not ready"
+    line = out.readline()
     assert line, f"the trainer ended with {process.wait(10)}"
     port: int | None = json.loads(line)["ready"]
     return port

@@ -29,9 +29,7 @@ def main() -> int:
     options = json.loads(sys.argv[1])
     failpoints.arm(options.get("failpoints", ""))
     stream = options["stream"]
-    settings = StreamSettings(
-        **{**stream, "brokers": tuple(stream["brokers"]), "data_dir": Path(stream["data_dir"])}
-    )
+    settings = StreamSettings(**{**stream, "brokers": tuple(stream["brokers"]), "data_dir": Path(stream["data_dir"])})
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     return run_trainer(
