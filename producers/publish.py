@@ -157,10 +157,11 @@ class _Publication:
                 self._skipped += 1
                 continue
             for beat in due:
-                self._send(beat, None)
+                self._beat(beat)
             self._send(record, index)
         for beat in beats.closing(self._clock.now_ms()) if beats else ():
-            self._send(beat, None)
+            self._publisher.send(beat)
+            self._heartbeats += 1
         self.finish()
         self._report(self.summary(done=True))
 
@@ -201,17 +202,23 @@ class _Publication:
         progress.save(path, position)
         return position, frozenset()
 
-    def _send(self, record: FeedRecord, index: int | None) -> None:
+    def _beat(self, beat: FeedRecord) -> None:
+        if self._settings.pace.follows_log:
+            self._await_turn(beat)
+        self._publisher.send(beat)
+        self._heartbeats += 1
+
+    def _await_turn(self, record: FeedRecord) -> None:
         due_s = self._settings.pace.due_s(self._sent, record.event_time_ms)
         while (wait_s := due_s - (self._clock.monotonic_s() - self._started_s)) > 0:
             self._look()
             self._clock.sleep_s(min(wait_s, _LONGEST_SLEEP_S))
-        self._publisher.send(record, position=index, run=self._run if index is not None else None)
-        if index is None:
-            self._heartbeats += 1
-        else:
-            self._records[record.role] += 1
-            self._sent += 1
+
+    def _send(self, record: FeedRecord, index: int) -> None:
+        self._await_turn(record)
+        self._publisher.send(record, position=index, run=self._run)
+        self._records[record.role] += 1
+        self._sent += 1
         if record.event_time_ms is not None:
             self._event_time_ms = max(record.event_time_ms, self._event_time_ms or 0)
         if self._sent % _REAP_EVERY == 0:

@@ -1,9 +1,9 @@
 """The warm-up: what people did before the demo, as impressions and clicks in the past.
 
 It is a function of `people.history` alone: whatever the newer half holds, the warm-up's bytes are the same.
-Each person's older ratings, in time order, are grouped into slates and mixed with items the person has not
-rated by then, drawn at random and put at random places; a rating of `LIKED` or more is a click. Nobody
-knows how these slates were chosen, so they carry no propensities.
+Each person's older ratings, in time order, are grouped into slates and mixed with items that are not in
+that history, drawn at random and put at random places; a rating of `LIKED` or more is a click. Nobody knows
+how these slates were chosen, so they carry no propensities.
 """
 
 from collections.abc import Iterator, Sequence
@@ -85,10 +85,9 @@ def _events(
     groups = [
         ratings[first : first + settings.rated_per_slate] for first in range(0, len(ratings), settings.rated_per_slate)
     ]
-    seen: set[str] = set()
+    seen = {rating.item_id for rating in ratings}
     for index, group in enumerate(groups):
         time_ms = start_ms - (len(groups) - 1 - index) * settings.interval_ms
-        seen.update(rating.item_id for rating in group)
         yield from _impression(
             f"w{index}", user_id, time_ms, group, _slate(group, seen, catalogue, settings, rng), settings
         )
