@@ -8,6 +8,7 @@ from model_core import rewards
 from model_core.config import JoinSettings
 from model_core.errors import DecodeError, Reason
 from model_core.join import history, transition
+from model_core.join.content import content_of
 from model_core.join.outcomes import Counted, Dead, Emitted, EmittedCause, Joined, Opened, Outcome
 from model_core.join.state import (
     MAX_CLICK_IDS,
@@ -26,7 +27,6 @@ from model_core.records import (
     Impression,
     SessionEnd,
     Source,
-    content_hash,
 )
 
 __all__ = ["apply", "check", "check_kind", "due", "settle"]
@@ -271,7 +271,7 @@ def _take_click(
     settings: JoinSettings,
     outcomes: list[Outcome],
 ) -> None:
-    content = content_hash(click)
+    content = content_of(click)
     ids = state.click_ids
     known = _known(ids.get(click.click_id), content, arrival.clock.clicks_ms - settings.correction_horizon_ms)
     if known == "duplicate":
@@ -389,7 +389,7 @@ def _take_impression(
     settings: JoinSettings,
     outcomes: list[Outcome],
 ) -> None:
-    content = content_hash(record)
+    content = content_of(record)
     known = _find(state.open, record.impression_id)
     pushed_out = state.pushed_out.get(record.impression_id)
     if known is not None or pushed_out is not None:
