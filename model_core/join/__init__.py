@@ -42,8 +42,10 @@ Forgetting happens at the user's next step, before anything else: observably, it
 from collections.abc import Mapping
 from typing import Final, Literal
 
-from model_core.join.machine import apply, check, check_kind, due, settle
+from model_core.join.checks import check, check_kind
+from model_core.join.machine import apply
 from model_core.join.outcomes import Counted, Dead, Emitted, EmittedCause, Joined, Opened, Outcome
+from model_core.join.settling import due, settle
 from model_core.join.state import UNSET, Clock, Entry, JoinState, OpenImpression, Origin, Past, WaitingClick
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The join's moves: check an event, apply it, settle what is due. The package's docstring has the rules."""
+"""What a checked event does to a user's state. The package's docstring has the rules."""
 
 from bisect import bisect_left, insort
 from collections.abc import Callable
@@ -6,10 +6,10 @@ from typing import Final, Literal, NamedTuple
 
 from model_core import rewards
 from model_core.config import JoinSettings
-from model_core.errors import DecodeError, Reason
 from model_core.join import history, transition
 from model_core.join.content import content_of
-from model_core.join.outcomes import Counted, Dead, Emitted, EmittedCause, Joined, Opened, Outcome
+from model_core.join.outcomes import Counted, Dead, Joined, Opened, Outcome
+from model_core.join.settling import emit, refuse, settle
 from model_core.join.state import (
     MAX_CLICK_IDS,
     MAX_RECENT_ENTRIES,
@@ -21,77 +21,15 @@ from model_core.join.state import (
     WaitingClick,
 )
 from model_core.records import (
-    EARLIEST_EVENT_TIME_MS,
     Click,
-    Heartbeat,
     Impression,
     SessionEnd,
-    Source,
 )
 
-__all__ = ["apply", "check", "check_kind", "due", "settle"]
-
-_LATEST_EVENT_TIME_MS: Final = 253_402_300_800_000
-"""The end of year 9999: where there is no log to compare with, a time beyond it cannot be meant."""
+__all__ = ["apply"]
 
 _PUSHED_OUT_PER_OPEN: Final = 16
 """Ids of pushed-out impressions that are kept, for each one that may be open."""
-
-
-def check_kind(click: Click, settings: JoinSettings) -> None:
-    """Part of the schema checks, before key and time.
-
-    Raises:
-        DecodeError: `unknown-kind`, or `schema` where the reward is out of range.
-    """
-    rewards.check_kind(click, settings.weights)
-
-
-def check(
-    event: Impression | Click | Heartbeat | SessionEnd,
-    clock: Clock,
-    settings: JoinSettings,
-    topic: Source,
-    log_time_ms: int | None,
-) -> bool:
-    """Time and lateness; advances the clock of the event's topic.
-
-    Args:
-        event: decoded, its key checked.
-        clock: of the stream task; changed in place.
-        settings: of the join.
-        topic: `impressions` or `clicks`: where the event was read.
-        log_time_ms: the log's timestamp of the record; None where there is no log.
-
-    Returns:
-        Whether the event is late.
-
-    Raises:
-        DecodeError: `time-out-of-range` or `too-late`; the clock stays.
-    """
-    time_ms = event.event_time_ms
-    if not EARLIEST_EVENT_TIME_MS <= time_ms < _LATEST_EVENT_TIME_MS:
-        raise DecodeError("time-out-of-range", f"event_time_ms {time_ms} is not in the years 2000 to 9999")
-    if log_time_ms is not None and time_ms > log_time_ms + settings.clock_skew_ms:
-        raise DecodeError(
-            "time-out-of-range",
-            f"event_time_ms {time_ms} is {time_ms - log_time_ms} ms after the log's timestamp; "
-            f"clock_skew_ms allows {settings.clock_skew_ms}",
-        )
-    reached_ms = clock.clicks_ms if topic == "clicks" else clock.impressions_ms
-    if time_ms < reached_ms - settings.correction_horizon_ms:
-        raise DecodeError(
-            "too-late",
-            f"event_time_ms {time_ms} is {reached_ms - time_ms} ms behind its partition of {topic}; "
-            f"correction_horizon_ms allows {settings.correction_horizon_ms}",
-        )
-    if time_ms > reached_ms:
-        if topic == "clicks":
-            clock.clicks_ms = time_ms
-        else:
-            clock.impressions_ms = time_ms
-        return False
-    return time_ms < reached_ms - settings.allowed_lateness_ms
 
 
 class _Arrival(NamedTuple):
@@ -142,108 +80,6 @@ def apply(
     else:
         _take_session_end(state, event, late, outcomes)
     return outcomes
-
-
-def settle(state: JoinState, clock: Clock, settings: JoinSettings) -> list[Outcome]:
-    """Do all that is due at this clock: impressions settle, clicks become orphans, what is over is forgotten.
-
-    Returns:
-        Outcomes, in order; the settled ones by (event time, impression id).
-    """
-    outcomes: list[Outcome] = []
-    window_ms, gap_ms = settings.attribution_window_ms, settings.session_gap_ms
-    settled_before_ms = clock.watermark_ms() - settings.allowed_lateness_ms - max(window_ms, gap_ms)
-    for impression in state.open:
-        if impression.event_time_ms >= settled_before_ms:
-            break
-        if not impression.settled:
-            impression.settled = True
-            _emit(state, impression, "settled", settings, outcomes)
-    waiting = state.waiting
-    if waiting:
-        orphans_before_ms = clock.impressions_ms - settings.clock_skew_ms - settings.correction_horizon_ms
-        while waiting and waiting[0].event_time_ms < orphans_before_ms:
-            click = waiting.pop(0)
-            outcomes.append(_refused(click, "orphan-click", f"impression {click.impression_id!r} never came"))
-    _forget(state, clock, settings)
-    return outcomes
-
-
-def due(state: JoinState, settings: JoinSettings) -> tuple[int | None, int | None]:
-    """When `settle` will have something to say of this user without any event of the user.
-
-    Returns:
-        The event time that the smaller M has to exceed for an impression to settle, and the one that M of
-        impressions has to exceed for a click to become an orphan; None where nothing waits.
-    """
-    settle_at_ms = orphan_at_ms = None
-    for impression in state.open:
-        if not impression.settled:
-            span_ms = max(settings.attribution_window_ms, settings.session_gap_ms)
-            settle_at_ms = impression.event_time_ms + span_ms + settings.allowed_lateness_ms
-            break
-    if state.waiting:
-        wait_ms = settings.clock_skew_ms + settings.correction_horizon_ms
-        orphan_at_ms = state.waiting[0].event_time_ms + wait_ms
-    return settle_at_ms, orphan_at_ms
-
-
-def _forget(state: JoinState, clock: Clock, settings: JoinSettings) -> None:
-    """Let go of what no event that may still come can change or ask for."""
-    horizon_ms = settings.correction_horizon_ms
-    opened = state.open
-    if opened:
-        forgotten_before_ms = (
-            min(
-                clock.clicks_ms - settings.attribution_window_ms,
-                clock.impressions_ms - settings.session_gap_ms,
-            )
-            - horizon_ms
-        )
-        gone = 0
-        for impression in opened:
-            if impression.event_time_ms >= forgotten_before_ms or not impression.settled:
-                break
-            gone += 1
-        if gone:
-            del opened[:gone]
-    floor_ms = clock.impressions_ms - horizon_ms
-    if opened and opened[0].event_time_ms < floor_ms:
-        floor_ms = opened[0].event_time_ms
-    history.compact_below(state, floor_ms, settings.history_length)
-    ends = state.session_ends_ms
-    if ends and ends[0] < floor_ms:
-        del ends[: bisect_left(ends, floor_ms)]
-    if state.click_ids:
-        _forget_ids(state.click_ids, clock.clicks_ms - horizon_ms)
-    if state.pushed_out:
-        _forget_ids(state.pushed_out, clock.impressions_ms - horizon_ms)
-
-
-def _forget_ids(ids: dict[str, tuple[int, int]], before_ms: int) -> None:
-    """Drop ids from the front, where the oldest arrivals stand; one behind a younger one waits for it."""
-    while ids:
-        first = next(iter(ids))
-        if ids[first][1] >= before_ms:
-            return
-        del ids[first]
-
-
-def _emit(
-    state: JoinState,
-    impression: OpenImpression,
-    cause: EmittedCause,
-    settings: JoinSettings,
-    outcomes: list[Outcome],
-) -> None:
-    after = transition.following(state, impression, settings.session_gap_ms)
-    built = transition.build(state, impression, after, settings)
-    impression.revisions += 1
-    outcomes.append(Emitted(built, cause, impression, after.next))
-
-
-def _refused(click: WaitingClick, reason: Reason, error: str) -> Dead:
-    return Dead(reason, f"click {click.click_id!r}: {error}", click.origin, click.key, click.value)
 
 
 def _known(
@@ -311,7 +147,7 @@ def _wait(state: JoinState, click: WaitingClick, settings: JoinSettings, outcome
     if len(state.waiting) > settings.max_waiting_clicks:
         oldest = state.waiting.pop(0)
         error = f"pushed out by max_waiting_clicks = {settings.max_waiting_clicks}"
-        outcomes.append(_refused(oldest, "orphan-click", error))
+        outcomes.append(refuse(oldest, "orphan-click", error))
 
 
 def _waiting_order(click: WaitingClick) -> tuple[int, str]:
@@ -329,24 +165,24 @@ def _join(
     since_ms = click.event_time_ms - impression.event_time_ms
     if since_ms < -settings.clock_skew_ms:
         error = f"{-since_ms} ms before its impression; clock_skew_ms is {settings.clock_skew_ms}"
-        outcomes.append(_refused(click, "click-before-impression", error))
+        outcomes.append(refuse(click, "click-before-impression", error))
         return
     if since_ms > settings.attribution_window_ms:
         error = f"{since_ms} ms after its impression; the window is {settings.attribution_window_ms}"
-        outcomes.append(_refused(click, "click-after-window", error))
+        outcomes.append(refuse(click, "click-after-window", error))
         return
     if click.item_id not in impression.item_ids:
         error = f"item {click.item_id!r} is not in the slate of impression {impression.impression_id!r}"
-        outcomes.append(_refused(click, "item-not-in-slate", error))
+        outcomes.append(refuse(click, "item-not-in-slate", error))
         return
     first = not impression.rewards
     joined = _add_reward(state, impression, click, settings, outcomes)
     outcomes.append(joined)
     if impression.settled:
         if joined.delta or joined.entry is not None:
-            _emit(state, impression, "corrected", settings, outcomes)
+            emit(state, impression, "corrected", settings, outcomes)
     elif first and settings.provisional_transitions:
-        _emit(state, impression, "provisional", settings, outcomes)
+        emit(state, impression, "provisional", settings, outcomes)
 
 
 def _add_reward(
@@ -437,7 +273,7 @@ def _emit_predecessors(state: JoinState, place: int, settings: JoinSettings, out
     new = state.open[place]
     for before in reversed(state.open[:place]):
         if not before.settled and transition.following(state, before, settings.session_gap_ms).next is new:
-            _emit(state, before, "provisional", settings, outcomes)
+            emit(state, before, "provisional", settings, outcomes)
         if not before.late:
             return
 
@@ -457,7 +293,7 @@ def _push_out(state: JoinState, settings: JoinSettings, outcomes: list[Outcome])
     if oldest.settled:
         outcomes.append(Counted("settled-cap"))
     else:
-        _emit(state, oldest, "state-cap", settings, outcomes)
+        emit(state, oldest, "state-cap", settings, outcomes)
     del state.open[0]
     state.pushed_out[oldest.impression_id] = (oldest.content, oldest.event_time_ms)
     if len(state.pushed_out) > _PUSHED_OUT_PER_OPEN * settings.max_open_impressions:
