@@ -4,6 +4,7 @@ Keys are partitioned by kafka-python's default, murmur2, as every Java client do
 clicks and traits land at one partition number.
 """
 
+import socket
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,6 +27,9 @@ _MOST_PENDING: Final = 20_000
 _LOOK_EVERY: Final = 500  # sends between two looks at what came back
 _FLUSH_TIMEOUT_S: Final = 180.0
 _CLOSE_AFTER_ERROR_S: Final = 5.0
+_KNOCK_TIMEOUT_S: Final = 5.0
+_DEFAULT_PORT: Final = "9092"
+_PROXIES: Final = ("socks5_proxy", "proxy_url")
 _TIED: Final[tuple[Source, ...]] = ("impressions", "clicks", "users")
 _DEFAULTS: Final[dict[str, Any]] = {"linger_ms": 5, "batch_size": 65_536, "max_block_ms": 30_000}
 _FIXED: Final[dict[str, Any]] = {"acks": "all", "enable_idempotence": True, "allow_auto_create_topics": False}
@@ -234,8 +238,29 @@ def _consumer(kafka: Mapping[str, Any]) -> Iterator[Any]:
         consumer.close()
 
 
+def _knock(kafka: Mapping[str, Any]) -> None:
+    """Open and close a connection to any of the brokers: fails at once, where kafka-python would try for long."""
+    if any(kafka.get(name) for name in _PROXIES):
+        return
+    given = kafka.get("bootstrap_servers", "localhost")
+    addresses = given.split(",") if isinstance(given, str) else list(given)
+    errors = []
+    for address in addresses:
+        host, _, port = address.strip().rpartition(":")
+        if not port.isdigit():
+            host, port = address.strip(), _DEFAULT_PORT
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_TIMEOUT_S).close()
+        except OSError as error:
+            errors.append(f"{address}: {error}")
+        else:
+            return
+    raise BrokerUnavailableError(f"no broker answers: {'; '.join(errors)}")
+
+
 @contextmanager
 def _reaching(kafka: Mapping[str, Any]) -> Iterator[None]:
+    _knock(kafka)
     try:
         yield
     except (KafkaConnectionError, KafkaTimeoutError) as error:

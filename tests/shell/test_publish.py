@@ -1,6 +1,7 @@
 """Publishing without a broker: pace, heartbeats, the progress file, and errors that are told."""
 
 import hashlib
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from producers.feeds import Feed, FeedRecord, heartbeat, of
 from producers.heartbeats import Heartbeats
 from producers.pace import AtLogPace, AtRate
 from producers.publish import Published, PublishSettings, WallClock, publish
-from producers.publisher import Acknowledged, DeliveryError, Publisher
+from producers.publisher import Acknowledged, BrokerUnavailableError, DeliveryError, Publisher
 
 
 def _impression(number: int, time_ms: int) -> FeedRecord:
@@ -187,6 +188,7 @@ class _Producer:
 def producer(monkeypatch: pytest.MonkeyPatch) -> None:
     """No broker behind `Publisher`."""
     monkeypatch.setattr("producers.publisher.KafkaProducer", _Producer)
+    monkeypatch.setattr("producers.publisher._knock", lambda _: None)
 
 
 @pytest.mark.usefixtures("producer")
@@ -215,6 +217,16 @@ def test_acknowledgements_come_back_in_the_order_of_sending() -> None:
         publisher.send(_click(0, 3), position=5)
         taken = list(publisher.acknowledged())
     assert taken == [Acknowledged(4, "impressions", 0, 7), Acknowledged(5, "clicks", 0, 7)]
+
+
+@pytest.mark.parametrize("form", ["{0}", "{0},{0}"])
+def test_a_broker_that_is_away_is_told_at_once(form: str) -> None:
+    """The command above turns this into its exit code."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        with pytest.raises(BrokerUnavailableError, match="no broker answers"):
+            Publisher({"bootstrap_servers": form.format(address)})
 
 
 def test_a_wheel_of_another_hash_is_never_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
