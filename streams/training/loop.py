@@ -36,6 +36,8 @@ __all__ = ["TrainableLearner", "TrainingLoop"]
 _PROGRESS_INTERVAL_S = 1.0
 _CHECKPOINT_SHARE = 20
 """A checkpoint waits for this many durations of the last one: writing takes 5 % of the time at most."""
+_PUBLISH_SHARE = 10
+"""A model by the clock waits for this many durations of making the last one: 10 % of the time at most."""
 
 
 class TrainableLearner(Protocol):
@@ -65,7 +67,7 @@ class TrainableLearner(Protocol):
         """Drop a user from the buffer."""
 
     def train(self, steps: int) -> dict[str, float]:
-        """Do training steps; returns metrics."""
+        """Do training steps; returns metrics, empty where there was nothing to learn from."""
 
     def publish(self) -> tuple[ModelManifest, list[bytes]]:
         """Make the next version; changes nothing that training depends on."""
@@ -119,7 +121,7 @@ class TrainingLoop:
         now = clock()
         self._published_s: float | None = now
         self._checkpointed_s = self._progress_s = self._input_s = now
-        self._checkpoint_cost_s = 0.0
+        self._checkpoint_cost_s = self._publish_cost_s = 0.0
 
     def open(self) -> Ready:
         """Restore the newest whole checkpoint, or begin anew.
@@ -267,10 +269,14 @@ class TrainingLoop:
             if self._stopping():
                 return
             began = self._clock()
-            self._metrics = self._learner.train(self._settings.steps_per_round)
-            self._training_s += self._clock() - began
-            self._steps += self._settings.steps_per_round
-            self._schedule.trained()
+            metrics = self._learner.train(self._settings.steps_per_round)
+            self._schedule.trained(learned=bool(metrics))
+            if metrics:
+                self._metrics = metrics
+                self._training_s += self._clock() - began
+                self._steps += self._settings.steps_per_round
+            else:
+                self._outcomes["rounds-without-items"] += 1
             failpoint("trainer-round")
             self.tick()
         if self._schedule.publication_due():
@@ -281,20 +287,22 @@ class TrainingLoop:
             return False
         if self._settings.publish_every_transitions > 0:
             return now - self._input_s >= self._settings.publish_interval_s
-        return self._published_s is None or now - self._published_s >= self._settings.publish_interval_s
+        interval_s = max(self._settings.publish_interval_s, _PUBLISH_SHARE * self._publish_cost_s)
+        return self._published_s is None or now - self._published_s >= interval_s
 
     def _publish(self) -> None:
         began = self._clock()
         manifest, parts = self._learner.publish()
         self._schedule.published()
         self._published_s = self._clock()
+        self._publish_cost_s = self._published_s - began
         failpoint("trainer-model")
         self._emit(
             Model(
                 version=manifest.version,
                 manifest=encode(manifest),
                 parts=parts,
-                seconds=self._published_s - began,
+                seconds=self._publish_cost_s,
             )
         )
 

@@ -1,13 +1,10 @@
 """When to train: a pure function of the count of settled transitions consumed, and of nothing else.
 
 Rules:
-    1. Nothing is trained before `min_transitions` settled transitions; what they are owed is then trained at
-       once.
+    1. Nothing is trained before `min_transitions` settled transitions; what they are owed is then trained.
     2. From there on, one round of `steps_per_round` steps for every `transitions_per_round` transitions, so
-       that `replay_ratio` samples are drawn for each transition: transitions_per_round = steps · batch /
-       ratio.
-    3. Records that are no settled transition (provisional ones, erasures, what cannot be decoded) do not
-       count.
+       that the replay ratio is kept, samples drawn for each transition: a round costs steps · batch / ratio.
+    3. Records that are no settled transition (provisional ones, erasures, garbage) do not count.
 
 No clock enters, so a run that was killed and resumed trains on the same buffer at the same points.
 """
@@ -39,9 +36,11 @@ class ScheduleState(Struct):
     published_at: int = 0
 
 
-def transitions_per_round(settings: TrainerSettings, batch_size: int) -> int:
-    """How many settled transitions pay for one round of training (at least one)."""
-    return max(1, math.ceil(settings.steps_per_round * batch_size / settings.replay_ratio))
+def transitions_per_round(settings: TrainerSettings, batch_size: int, transitions: int) -> int:
+    """How many settled transitions pay for one round of training (at least one), after so many of them."""
+    early = transitions <= settings.early_transitions
+    ratio = settings.early_replay_ratio if early else settings.replay_ratio
+    return max(1, math.ceil(settings.steps_per_round * batch_size / ratio))
 
 
 class Schedule:
@@ -50,7 +49,7 @@ class Schedule:
     def __init__(self, settings: TrainerSettings, batch_size: int, state: ScheduleState) -> None:
         self.state = state
         self._settings = settings
-        self._per_round = transitions_per_round(settings, batch_size)
+        self._batch_size = batch_size
 
     def consume(self) -> None:
         """Count one settled transition."""
@@ -60,13 +59,18 @@ class Schedule:
     def round_due(self) -> bool:
         """Whether a round of training has to be done before the next record is taken."""
         enough = self.state.transitions >= self._settings.min_transitions
-        return enough and self.state.owed >= self._per_round
+        return enough and self.state.owed >= self._per_round()
 
-    def trained(self) -> None:
-        """Note that one round was done."""
-        self.state.owed -= self._per_round
+    def trained(self, *, learned: bool = True) -> None:
+        """Note that one round was done; without anything to learn from it is passed over."""
+        self.state.owed -= self._per_round()
+        if not learned:
+            return
         self.state.steps += self._settings.steps_per_round
         self.state.unpublished_steps += self._settings.steps_per_round
+
+    def _per_round(self) -> int:
+        return transitions_per_round(self._settings, self._batch_size, self.state.transitions)
 
     def publication_due(self) -> bool:
         """Whether a model goes out at this count (the first at once); never where they go out by the clock."""

@@ -30,9 +30,13 @@ class TrainerSettings:
             the duration of a checkpoint where that is more, so that writing takes 5 % at most).
         checkpoints_kept: files kept, the newest included; 2 or more, so that a torn one has a predecessor.
         min_transitions: settled transitions before the first training step.
-        replay_ratio: samples drawn from the buffer for each settled transition consumed.
+        early_transitions: the first ones, over all time, which are replayed more often: while there is little
+            to learn from, it is worth more, and costs little.
+        early_replay_ratio: samples drawn from the buffer for each of these.
+        replay_ratio: samples drawn from the buffer for each settled transition after them.
         steps_per_round: training steps done at a time.
-        publish_interval_s: a model goes out this many seconds after the last one, if it has learned since.
+        publish_interval_s: a model goes out this many seconds after the last one, if it has learned since (10
+            times the duration of making one where that is more).
         publish_every_transitions: the first model goes out at once, others at every multiple of this count,
             whatever the clock says, and once more when input pauses for `publish_interval_s`; 0 for by the
             clock.
@@ -51,7 +55,9 @@ class TrainerSettings:
     checkpoint_interval_s: float = 60.0
     checkpoints_kept: int = 2
     min_transitions: int = 500
-    replay_ratio: float = 4.0
+    early_transitions: int = 2_000
+    early_replay_ratio: float = 16.0
+    replay_ratio: float = 2.0
     steps_per_round: int = 4
     publish_interval_s: float = 15.0
     publish_every_transitions: int = 0
@@ -68,12 +74,19 @@ class TrainerSettings:
             ("threads", 1),
             ("checkpoints_kept", 2),
             ("min_transitions", 1),
+            ("early_transitions", 0),
             ("steps_per_round", 1),
             ("publish_every_transitions", 0),
             ("versions_kept", 3),
             ("in_flight_bytes", 1),
         ):
             _expect(getattr(self, key) >= least, key, getattr(self, key), f"{least} or more")
-        for key in ("checkpoint_interval_s", "replay_ratio", "publish_interval_s", "stop_timeout_s"):
+        for key in (
+            "checkpoint_interval_s",
+            "early_replay_ratio",
+            "replay_ratio",
+            "publish_interval_s",
+            "stop_timeout_s",
+        ):
             value = getattr(self, key)
             _expect(value > 0 and math.isfinite(value), key, value, "more than 0")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from model_core import model_file
 from streams.training.publish import published_parts
 from tests.shell.train_child import POISON
 from tests.shell.train_helpers import transition
@@ -65,3 +66,16 @@ def test_an_error_of_the_learner_ends_the_role_with_1(broker: str, tmp_path: Pat
     bench.produce("transitions", [(POISON, transition(0, POISON))])
     with bench.trainer() as trainer:
         assert trainer.wait(20) == 1
+
+
+def test_the_real_learner_publishes_a_model_that_can_be_served(broker: str, tmp_path: Path) -> None:
+    """From transitions and items on topics to a model that a worker would take in."""
+    bench = Bench(broker, tmp_path, "real")
+    bench.produce("items", [(f"m{number}", b'{"item_id":"m%d"}' % number) for number in range(5)])
+    bench.transitions(0, 30)
+    with bench.trainer(real=True) as trainer:
+        manifest, joined = bench.models(1)[1]
+        model = model_file.unpack(manifest, [joined])
+        assert (model.name, model.version) == ("headwater", 1)
+        trainer.send_signal(signal.SIGTERM)
+        assert trainer.wait(10) == 0

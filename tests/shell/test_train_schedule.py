@@ -1,5 +1,7 @@
 """When the trainer trains and publishes."""
 
+from dataclasses import replace
+
 import pytest
 
 from model_core.errors import SettingsError
@@ -17,17 +19,23 @@ def rounds_at(settings: TrainerSettings, count: int, state: ScheduleState) -> li
     return trained
 
 
-SETTINGS = TrainerSettings(min_transitions=10, replay_ratio=4.0, steps_per_round=2)
+SETTINGS = TrainerSettings(min_transitions=10, early_transitions=0, replay_ratio=4.0, steps_per_round=2)
 
 
 def test_a_round_is_paid_by_its_samples() -> None:
     """Two steps of 8 samples at 4 samples a transition cost 4 transitions."""
-    assert transitions_per_round(SETTINGS, 8) == 4
+    assert transitions_per_round(SETTINGS, 8, 1) == 4
 
 
 def test_what_is_owed_is_trained_when_there_is_enough() -> None:
     """Nothing before the minimum; then what it pays for at once, then evenly."""
     assert rounds_at(SETTINGS, 21, ScheduleState()) == [10, 10, 12, 16, 20]
+
+
+def test_the_first_transitions_are_replayed_more_often() -> None:
+    """While there is little to learn from it is worth more: twice as often up to the 16th here."""
+    early = replace(SETTINGS, early_transitions=16, early_replay_ratio=8.0)
+    assert rounds_at(early, 24, ScheduleState()) == [10, 10, 10, 10, 10, 12, 14, 16, 20, 24]
 
 
 def test_training_falls_at_the_same_counts_after_a_resume() -> None:
@@ -47,7 +55,7 @@ def test_steps_are_counted() -> None:
 
 def test_models_by_count_go_out_once_at_each_multiple() -> None:
     """A publication is due at each multiple of the count, if something was learned since the last."""
-    settings = TrainerSettings(min_transitions=10, replay_ratio=4.0, steps_per_round=2, publish_every_transitions=8)
+    settings = replace(SETTINGS, publish_every_transitions=8)
     schedule, published = Schedule(settings, 8, ScheduleState()), []
     for _ in range(30):
         schedule.consume()

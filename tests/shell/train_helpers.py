@@ -62,6 +62,7 @@ def start(directory: Path, **trainer: Any) -> Start:
     """What a child begins with: a round of 2 steps for every 4 transitions, from the 10th on."""
     defaults: dict[str, Any] = {
         "min_transitions": 10,
+        "early_transitions": 0,
         "replay_ratio": 4.0,
         "steps_per_round": 2,
         "publish_every_transitions": 50,

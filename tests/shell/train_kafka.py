@@ -22,6 +22,7 @@ from tests.shell.train_helpers import transition
 
 TRAINER = {
     "min_transitions": 10,
+    "early_transitions": 0,
     "replay_ratio": 4.0,
     "steps_per_round": 2,
     "publish_every_transitions": 50,
