@@ -44,7 +44,7 @@ bench: $(INSTALLED) ## the benchmarks, or one: make bench NAME=throughput ARGS=-
 	@set -e; for name in $(or $(NAME),$(sort $(basename $(notdir $(shell grep -ls __main__ benchmarks/*.py))))); do \
 	  $(BIN)/python -m benchmarks.$$name $(ARGS); done
 
-schemas: $(INSTALLED) ## write docs/events anew from the record types
+schemas: $(INSTALLED) ## write docs/events and headwater.example.toml anew from the code
 	$(BIN)/python docs/generate.py
 
 lock: $(INSTALLED) ## resolve the dependencies anew; UPGRADE=--upgrade takes the newest

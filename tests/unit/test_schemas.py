@@ -1,7 +1,9 @@
 """The generated schemas and pages say what the record types say, and what the decoder does."""
 
 import json
+import re
 import sys
+import tomllib
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -14,13 +16,13 @@ from msgspec import Struct
 from model_core import records, schemas
 from model_core.errors import DecodeError, Reason
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
 IMPRESSION = {"impression_id": "i1", "user_id": "u1", "event_time_ms": 1_700_000_000_000, "slate": [{"item_id": "m1"}]}
 CLICK = {"click_id": "c1", "impression_id": "i1", "user_id": "u1", "item_id": "m1", "event_time_ms": 1_700_000_000_000}
 
 
 def generator() -> ModuleType:
-    spec = spec_from_file_location("docs_generate", DOCS / "generate.py")
+    spec = spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
@@ -37,11 +39,26 @@ def refusal(topic: records.Source, fields: dict[str, Any]) -> Reason | None:
     return None
 
 
-def test_docs_are_what_the_types_generate() -> None:
-    """`make schemas` has been run since the last change of a record type."""
+def test_generated_files_are_what_the_code_generates() -> None:
+    """`make schemas` has been run since the last change of a record type or of a default."""
     generated = generator().files()
-    present = {path.name: path.read_text(encoding="utf-8") for path in (DOCS / "events").iterdir()}
-    assert present == generated
+    present = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs" / "events").iterdir()}
+    assert present == {name for name in generated if name.startswith("docs/events/")}
+    for name, content in generated.items():
+        assert (ROOT / name).read_text(encoding="utf-8") == content, name
+
+
+def test_the_example_settings_are_the_defaults() -> None:
+    """With every # taken away, the example file is valid TOML and says what the dataclasses say."""
+    lines = (ROOT / "headwater.example.toml").read_text(encoding="utf-8").splitlines()
+    values = tomllib.loads("\n".join(line.removeprefix("#") for line in lines if re.match(r"#\w+ = |\[", line)))
+    for table, settings in generator().TABLES.items():
+        found = (
+            values[table] if table else {name: value for name, value in values.items() if not isinstance(value, dict)}
+        )
+        defaults = {name: getattr(settings, name) for name in found}
+        assert found
+        assert found == json.loads(json.dumps(defaults, default=str))
 
 
 @pytest.mark.parametrize("topic", schemas.schemas())
