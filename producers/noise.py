@@ -35,7 +35,7 @@ def uniform(seed: int, stream: str, *parts: Part) -> NDArray[np.float64]:
     """
     state = _mixed(np.array([(xxhash.xxh3_64_intdigest(stream.encode()) ^ seed) & _WORD], dtype=np.uint64))
     for part in parts:
-        word = np.asarray(part & _WORD if isinstance(part, int) else part).astype(np.uint64)
+        word = np.atleast_1d(np.asarray(part & _WORD if isinstance(part, int) else part).astype(np.uint64))
         state = _mixed(state ^ _mixed(word))
     return ((state >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
@@ -48,8 +48,8 @@ def normal(seed: int, stream: str, *parts: Part) -> NDArray[np.float64]:
 
 
 def _mixed(word: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    with np.errstate(over="ignore"):
-        word = word + _GOLDEN
-        word = (word ^ (word >> np.uint64(30))) * _FIRST
-        word = (word ^ (word >> np.uint64(27))) * _SECOND
+    """SplitMix64's step and finaliser; arrays wrap around silently, which is what is wanted."""
+    word = word + _GOLDEN
+    word = (word ^ (word >> np.uint64(30))) * _FIRST
+    word = (word ^ (word >> np.uint64(27))) * _SECOND
     return word ^ (word >> np.uint64(31))

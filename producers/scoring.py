@@ -66,6 +66,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         people: in each arm.
         click_rate: of each arm, clicks over places.
         rated_click_rate: of each arm, clicks on pairs really rated as liked in the newer half, over places.
+        expected_click_rate: of each arm, the same slates' click rate in expectation under the response model.
         popularity_by_count: what ranking by the warm-up's click counts would have got from all people.
         oracle: what the true attractions would have got from the people of the arm `headwater`.
         gap_closed: share of the way from popularity to the oracle.
@@ -77,6 +78,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     people: dict[str, int]
     click_rate: dict[str, Rate]
     rated_click_rate: dict[str, Rate]
+    expected_click_rate: dict[str, Rate]
     popularity_by_count: Rate
     oracle: Rate
     gap_closed: Rate
@@ -111,6 +113,7 @@ def score(loop: ClosedLoop, *, resamples: int = 2_000, seed: int = 0, everyone: 
     members = _members(loop)
     clicks = loop.tally.clicks[:, :rounds].sum(axis=1) / places
     rated = loop.tally.rated_clicks[:, :rounds].sum(axis=1) / places
+    expected = loop.tally.expected[:, :rounds].sum(axis=1) / places
     size = loop.settings.slate_size
     oracle = counterfactual(loop.people, loop.people.attraction(), rounds, size) / places
     by_count = counterfactual(loop.people, past_clicks(loop.people), rounds, size) / places
@@ -121,6 +124,7 @@ def score(loop: ClosedLoop, *, resamples: int = 2_000, seed: int = 0, everyone: 
         people={arm: len(mine) for arm, mine in members.items()},
         click_rate={arm: bootstrap.mean(clicks[mine]) for arm, mine in members.items()},
         rated_click_rate={arm: bootstrap.mean(rated[mine]) for arm, mine in members.items()},
+        expected_click_rate={arm: bootstrap.mean(expected[mine]) for arm, mine in members.items()},
         popularity_by_count=bootstrap.mean(by_count),
         oracle=bootstrap.mean(oracle[headwater]),
         gap_closed=bootstrap.gap_closed(clicks[headwater], clicks[popularity], oracle[headwater]),
