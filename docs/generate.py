@@ -7,24 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from headwater.settings import Settings
 from model_core import schemas
-from model_core.config import EncoderSettings, HeadSettings, JoinSettings, LearnerSettings, PolicySettings
-from streams.settings import SecuritySettings, StreamSettings
-from streams.training.settings import TrainerSettings
 
 ROOT: Final = Path(__file__).parents[1]
-TABLES: Final[Mapping[str, Any]] = {
-    "": StreamSettings(),
-    "security": SecuritySettings(),
-    "join": JoinSettings(),
-    "head": HeadSettings(),
-    "policy": PolicySettings(),
-    "encoder": EncoderSettings(),
-    "learner": LearnerSettings(),
-    "trainer": TrainerSettings(),
-}
-"""Settings by their table in `headwater.toml`; those of the workers stand before all tables."""
-
 _FOR_TESTS: Final = "for tests only"
 _WIDTH: Final = 118
 
@@ -40,20 +26,21 @@ def files() -> dict[str, str]:
 
 def example() -> str:
     """`headwater.example.toml`: every setting with its meaning, unit and default."""
-    parts = [_EXAMPLE_HEAD, *(_table(name, settings) for name, settings in TABLES.items())]
-    return "\n".join(parts)
+    settings = Settings()
+    tables = [_table(table.name, getattr(settings, table.name)) for table in dataclasses.fields(settings)]
+    return "\n".join([_EXAMPLE_HEAD, *tables])
 
 
 _EXAMPLE_HEAD: Final = """\
 # Every setting with its default: copy this file to headwater.toml, and take the # from the lines you change.
-# Made from the code by `make schemas`. The environment overrules the file: HEADWATER_DATA_DIR for data_dir,
-# HEADWATER_JOIN_SESSION_GAP_MS for session_gap_ms in [join], and so on; HEADWATER_BROKER for brokers.
+# Made from the code by `make schemas`. The environment overrules the file: HEADWATER_JOIN_SESSION_GAP_MS for
+# session_gap_ms in [join], and so on; HEADWATER_BROKER is short for HEADWATER_STREAMS_BROKERS.
 """
 
 
 def _table(name: str, settings: Any) -> str:
     summary, about = schemas.meanings(type(settings))
-    lines = _comment(summary) + ([f"[{name}]"] if name else [])
+    lines = [*_comment(summary), f"[{name}]"]
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value) or about[field.name].startswith(_FOR_TESTS):

@@ -11,6 +11,8 @@ import yaml
 from click.testing import CliRunner
 from jsonschema import Draft7Validator
 
+from headwater.settings import load
+
 ROOT: Final = Path(__file__).parents[2]
 COMPOSE: Final[dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 SERVICES: Final[dict[str, dict[str, Any]]] = COMPOSE["services"]
@@ -44,6 +46,15 @@ def test_a_services_command_is_one_that_the_tests_run(name: str) -> None:
     words = r"[\"'],\s*[\"']".join(map(re.escape, OURS[name]["command"]))
     sources = [path for part in ("shell", "broker") for path in (ROOT / "tests" / part).rglob("*.py")]
     assert any(re.search(rf"[\"']{words}[\"']", path.read_text(encoding="utf-8")) for path in sources)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_services_environment_is_made_of_settings(name: str) -> None:
+    """Each variable is a setting that exists and takes the value."""
+    variables = OURS[name]["environment"]
+    loaded = load(environment=variables)
+    assert loaded.settings.streams.brokers == ("kafka:19092",)
+    assert {source for source in loaded.sources.values() if source != "default"} == set(variables)
 
 
 def test_topics_exist_before_anything_reads_them() -> None:
@@ -83,7 +94,7 @@ def test_the_broker_is_the_version_that_the_tests_start() -> None:
 
 def test_the_health_check_asks_where_the_worker_answers() -> None:
     """The image's probe and the settings in the compose file name one port."""
-    ports = {service["environment"]["HEADWATER_WEB_PORT"] for service in OURS.values()}
+    ports = {service["environment"]["HEADWATER_STREAMS_WEB_PORT"] for service in OURS.values()}
     assert re.findall(r"127\.0\.0\.1:([0-9]+)/healthz", DOCKERFILE) == list(ports)
 
 
