@@ -12,9 +12,9 @@ import msgspec
 
 from model_core import join, records
 from model_core.config import JoinSettings
-from model_core.errors import DecodeError
+from model_core.errors import DecodeError, InvariantError
 from model_core.join import Clock, Dead, Origin
-from model_core.records import Click, DeadLetterHeaders, Heartbeat, Impression, SessionEnd, User
+from model_core.records import Click, DeadLetterHeaders, Heartbeat, Impression, Item, SessionEnd, User
 
 __all__ = ["Event", "Intake", "Output", "Role", "SourceRecord", "clock_of", "dead_letter", "take_in"]
 
@@ -139,6 +139,8 @@ def _event(source: SourceRecord, clock: Clock, settings: JoinSettings) -> Event 
             raise DecodeError("key-mismatch", "a null that erases a user needs the user's id as its key")
         return Event(source, None, late=False, clock=_copy(clock))
     record = records.decode(source.role, source.value, max_bytes=settings.max_record_bytes)
+    if isinstance(record, Item):
+        raise InvariantError("a stream task takes impressions, clicks and users; items have a reader of their own")
     if isinstance(record, Click):
         join.check_kind(record, settings)
     _check_key(record, source.key)
@@ -154,7 +156,7 @@ def _copy(clock: Clock) -> Clock:
     return Clock(clock.impressions_ms, clock.clicks_ms)
 
 
-def _check_key(record: records.Record, key: bytes | None) -> None:
+def _check_key(record: Impression | Click | Heartbeat | SessionEnd | User, key: bytes | None) -> None:
     if isinstance(record, Heartbeat):
         if key is not None:
             raise DecodeError("key-mismatch", "a heartbeat's key is null: it goes to every partition")

@@ -389,7 +389,7 @@ class _Rows:
             np.array(self.user),
             np.array(self._features) * embedded.vectors[self._row],
             np.array(self._y),
-            model.prior.noise_variance / np.array(self._weight),
+            model.prior.noise_variance / np.array(self._weight, np.float64),
         )
 
 
@@ -429,6 +429,5 @@ class _Past(NamedTuple):
 def _targets(impression: OpenImpression) -> list[tuple[float, float]]:
     """Target and weight of each place as last put into the head, NaN where nothing was."""
     if impression.targets:
-        stored: list[tuple[float, float]] = np.frombuffer(impression.targets, np.float32).reshape(-1, 2).tolist()
-        return stored
+        return [(y, weight) for y, weight in np.frombuffer(impression.targets, np.float32).reshape(-1, 2).tolist()]
     return [(math.nan, 1.0)] * len(impression.item_ids)

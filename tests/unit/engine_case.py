@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
-from model_core.serving import ServingModel
 
 from model_core import records
 from model_core.candidates import Catalogue
@@ -12,6 +11,7 @@ from model_core.config import EncoderSettings, JoinSettings, PolicySettings
 from model_core.engine import Effects, Engine, EngineSettings
 from model_core.intake import Output, Role, SourceRecord
 from model_core.records import Click, Heartbeat, Impression, Item, Recommendation, SlateItem, Transition
+from model_core.serving import ServingModel
 
 T0 = 1_700_000_000_000
 JOIN = JoinSettings(

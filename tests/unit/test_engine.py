@@ -3,13 +3,13 @@ import random
 
 import numpy as np
 import pytest
-from model_core.serving import ServingModel
 
 from model_core import user_state
 from model_core.bandit import head
 from model_core.config import EncoderSettings, PolicySettings
 from model_core.errors import StateError
-from model_core.records import Cause, Item, Recommendation, User
+from model_core.records import Cause, Click, Impression, Item, Recommendation, User
+from model_core.serving import ServingModel
 from tests.unit.engine_case import JOIN, T0, Task, click, engine, impression
 
 SHOWN = ["m1", "m2", "m3", "m4"]
@@ -122,12 +122,13 @@ def test_a_model_swap_rebuilds_the_head_as_if_the_model_had_always_served() -> N
 def test_batch_boundaries_change_no_last_revision() -> None:
     """One record at a time or all at once: the same transitions stand at the end."""
     rng = random.Random(3)
-    history = []
+    history: list[Impression | Click] = []
     for n in range(40):
         user, at = f"u{n % 3}", T0 + n * 7_000
-        history.append(impression(user, f"i{n}", at, rng.sample([f"m{k}" for k in range(20)], 4)))
+        seen = impression(user, f"i{n}", at, rng.sample([f"m{k}" for k in range(20)], 4))
+        history.append(seen)
         if rng.random() < 0.6:
-            shown = rng.choice(history[-1].slate).item_id
+            shown = rng.choice(seen.slate).item_id
             history.append(click(user, f"c{n}", f"i{n}", shown, at + rng.randrange(4_000)))
     together, apart = Task(engine()), Task(engine())
     together.send(history)
