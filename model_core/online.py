@@ -387,7 +387,7 @@ class _Rows:
         """Users, features [n, d], targets [n] and noise variances [n]."""
         return _Arrays(
             np.array(self.user),
-            np.array(self._features) * embedded.vectors[self._row],
+            np.array(self._features, np.float64) * embedded.vectors[self._row],
             np.array(self._y),
             model.prior.noise_variance / np.array(self._weight, np.float64),
         )
