@@ -34,9 +34,9 @@ def test_compose_file_holds_against_the_compose_specification() -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_a_services_command_is_one_that_headwater_knows(name: str) -> None:
     """`headwater COMMAND --help` explains each service's command, so it exists with that spelling."""
-    from headwater.cli import main  # noqa: PLC0415 - the rest of this file needs no command line
+    from headwater.cli import cli  # noqa: PLC0415 - the rest of this file needs no command line
 
-    result = CliRunner().invoke(main, [*OURS[name]["command"], "--help"])
+    result = CliRunner().invoke(cli, [*OURS[name]["command"], "--help"])
     assert result.exit_code == 0, result.output
 
 
