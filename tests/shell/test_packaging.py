@@ -84,8 +84,17 @@ def test_the_lock_covers_every_dependency() -> None:
     assert names <= set(re.findall(r"^([a-z0-9-]+)==", lock, re.MULTILINE))
 
 
-@pytest.mark.parametrize("module", ["streams.app", "headwater.cli"])
+@pytest.mark.parametrize("module", ["headwater.cli", "headwater.workers", "streams.app"])
 def test_serving_never_imports_torch(module: str) -> None:
     """A worker that serves starts without torch, which the serving image does not have."""
     code = f"import sys; sys.modules['torch'] = None; import {module}"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("requirement", PYPROJECT["project"]["dependencies"])
+def test_every_dependency_to_run_is_imported(requirement: str) -> None:
+    """What is installed with the wheel is used by what the wheel ships."""
+    name = re.split(r"[^A-Za-z0-9_-]", requirement)[0]
+    module = {"faust-streaming": "faust", "kafka-python": "kafka"}.get(name, name.replace("-", "_"))
+    sources = [path.read_text(encoding="utf-8") for part in SHIPPED for path in (ROOT / part).rglob("*.py")]
+    assert any(re.search(rf"^\s*(import|from) {module}\b", source, re.MULTILINE) for source in sources)
