@@ -10,10 +10,10 @@ from model_core.records import ModelManifest
 from streams.training.loop import TrainableLearner
 from streams.training.messages import Start
 
-__all__ = ["create"]
+__all__ = ["PackingLearner", "create"]
 
 
-class _PackingLearner(Learner):
+class PackingLearner(Learner):
     """A learner whose models come packed for the wire."""
 
     def publish(self) -> tuple[ModelManifest, list[bytes]]:  # type: ignore[override]
@@ -25,5 +25,5 @@ def create(start: Start) -> TrainableLearner:
     """A new learner under these settings, on as many threads as it may use."""
     torch.set_num_threads(start.trainer.threads)
     torch.set_num_interop_threads(1)
-    learner = _PackingLearner(start.learner, start.encoder, device=start.trainer.device, seed=start.trainer.seed)
+    learner = PackingLearner(start.learner, start.encoder, device=start.trainer.device, seed=start.trainer.seed)
     return cast("TrainableLearner", learner)

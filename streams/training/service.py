@@ -124,10 +124,13 @@ class TrainerService:
         Raises:
             TrainerDied: the child ended unasked.
         """
-        tasks = [asyncio.create_task(self._process.wait())]
-        if self._carrier is not None:
-            tasks.append(self._carrier)
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        ended = asyncio.create_task(self._process.wait())
+        ended.add_done_callback(lambda task: task.cancelled() or task.exception())
+        tasks = {ended} if self._carrier is None else {ended, self._carrier}
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended.cancel()
         for task in done:
             task.result()
 

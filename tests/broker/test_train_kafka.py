@@ -11,9 +11,9 @@ from tests.shell.train_kafka import Bench, wait_ready
 pytestmark = pytest.mark.broker
 
 
-def test_killed_without_a_checkpoint_it_learns_the_same_again_under_new_versions(kafka: str, tmp_path: Path) -> None:
+def test_killed_without_a_checkpoint_it_learns_the_same_again_under_new_versions(broker: str, tmp_path: Path) -> None:
     """After kill -9 the same input gives the same models bit for bit, numbered above what readers saw."""
-    bench = Bench(kafka, tmp_path, "killed")
+    bench = Bench(broker, tmp_path, "killed")
     bench.transitions(0, 60)
     with bench.trainer() as trainer:
         wait_ready(trainer)
@@ -27,9 +27,9 @@ def test_killed_without_a_checkpoint_it_learns_the_same_again_under_new_versions
 
 
 @pytest.mark.parametrize("point", ["trainer-parts-sent", "trainer-published"])
-def test_killed_while_it_publishes_no_reader_sees_half_a_model(kafka: str, tmp_path: Path, point: str) -> None:
+def test_killed_while_it_publishes_no_reader_sees_half_a_model(broker: str, tmp_path: Path, point: str) -> None:
     """Whether the transaction landed or not, the next trainer goes on above it, and every manifest is whole."""
-    bench = Bench(kafka, tmp_path, point)
+    bench = Bench(broker, tmp_path, point)
     bench.transitions(0, 60)
     with bench.trainer(failpoints=f"{point}=kill:2") as trainer:
         assert trainer.wait(20) == -signal.SIGKILL
@@ -40,9 +40,9 @@ def test_killed_while_it_publishes_no_reader_sees_half_a_model(kafka: str, tmp_p
             assert hashlib.sha256(joined).hexdigest() == manifest.hash
 
 
-def test_a_second_trainer_takes_over_and_the_first_ends(kafka: str, tmp_path: Path) -> None:
+def test_a_second_trainer_takes_over_and_the_first_ends(broker: str, tmp_path: Path) -> None:
     """The older trainer is fenced: it ends with 1 when it next publishes, and the newer learns it all."""
-    bench = Bench(kafka, tmp_path, "fenced")
+    bench = Bench(broker, tmp_path, "fenced")
     bench.transitions(0, 60)
     with bench.trainer(stream={"data_dir": str(tmp_path / "first")}) as first:
         wait_ready(first)

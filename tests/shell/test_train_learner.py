@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -11,16 +12,22 @@ from prometheus_client import CollectorRegistry
 
 from model_core import model_file
 from model_core.config import EncoderSettings, LearnerSettings
-from streams.training.messages import Start
+from model_core.records import ModelManifest, decode_as
+from streams.training.checkpoint import CheckpointStore
+from streams.training.learner import PackingLearner
+from streams.training.loop import TrainableLearner, TrainingLoop
+from streams.training.messages import FromChild, Items, Model, Ready, Start, Transitions
 from streams.training.metrics import TrainerMetrics
 from streams.training.process import TrainerDied
 from streams.training.service import TrainerService
 from tests.shell.train_helpers import MemorySink, records, start, until
 
-ITEMS = [(f"m{number}", b'{"item_id":"m%d","title":"film %d"}' % (number, number)) for number in range(5)]
+ITEMS: list[tuple[str, bytes | None]] = [
+    (f"m{number}", b'{"item_id":"m%d","title":"film %d"}' % (number, number)) for number in range(5)
+]
 
 
-def begin(directory: Path, failpoints: str = "") -> Start:
+def begin(directory: Path, **trainer: Any) -> Start:
     """A small real learner: a step for every 8 transitions, a model at the 16th and at every 40th."""
     small = start(
         directory,
@@ -29,8 +36,7 @@ def begin(directory: Path, failpoints: str = "") -> Start:
         steps_per_round=1,
         replay_ratio=1.0,
         publish_every_transitions=40,
-        stop_timeout_s=60.0,
-        failpoints=failpoints,
+        **trainer,
     )
     return msgspec.structs.replace(
         small,
@@ -39,40 +45,62 @@ def begin(directory: Path, failpoints: str = "") -> Start:
     )
 
 
-async def learn(start_from: Start, first: int, last: int) -> tuple[MemorySink, CollectorRegistry]:
-    """Consume transitions, wait until they are, stop; raises what the child died of."""
-    sink, registry = MemorySink(), CollectorRegistry()
-    trainer = TrainerService(start_from, sink, TrainerMetrics(registry))
+def loop_of(begin_with: Start) -> tuple[TrainingLoop, Ready, list[FromChild]]:
+    """A real learner's loop in this process, opened, and what it will emit."""
+    emitted: list[FromChild] = []
+    learner = PackingLearner(begin_with.learner, begin_with.encoder, device="cpu", seed=0)
+    store = CheckpointStore(Path(begin_with.checkpoint_dir))
+    loop = TrainingLoop(begin_with, cast("TrainableLearner", learner), store, emitted.append)
+    return loop, loop.open(), emitted
+
+
+def consume(loop: TrainingLoop, first: int, last: int) -> None:
+    """Items, then transitions."""
+    loop.handle(Items(ITEMS))
+    rows = records(first, last)
+    loop.handle(Transitions(0, [offset for offset, _ in rows], [value for _, value in rows]))
+    loop.close()
+
+
+def models(emitted: list[FromChild]) -> list[tuple[ModelManifest, list[bytes]]]:
+    """The models among the messages."""
+    found = [message for message in emitted if isinstance(message, Model)]
+    return [(decode_as(ModelManifest, message.manifest), message.parts) for message in found]
+
+
+async def killed_child(begin_with: Start, registry: CollectorRegistry) -> None:
+    """Two frames, a checkpoint as often as can be; raises what the child died of."""
+    trainer = TrainerService(begin_with, MemorySink(), TrainerMetrics(registry))
     await trainer.start()
     try:
         await trainer.set_items(ITEMS)
-        await trainer.add(0, records(first, last))
-        failed = asyncio.create_task(trainer.failed())
-        await until(lambda: failed.done() or trainer.in_flight_bytes == 0, 60)
-        failed.cancel()
-        assert await trainer.stop()
+        await trainer.add(0, records(0, 30))
+        await until(lambda: bool(CheckpointStore(Path(begin_with.checkpoint_dir)).paths()), 60)
+        await trainer.add(0, records(30, 50))
+        await asyncio.wait_for(trainer.failed(), 60)
     finally:
         with contextlib.suppress(TrainerDied):
             await trainer.stop()
-    return sink, registry
 
 
 def test_real_models_serve_and_a_kill_within_a_checkpoint_changes_no_bit(tmp_path: Path) -> None:
     """The last model of a killed and resumed run has the hash of the undisturbed run's."""
-    whole, registry = asyncio.run(learn(begin(tmp_path / "whole"), 0, 80))
-    for manifest, joined in whole.models:
-        model = model_file.unpack(manifest, [joined])
-        assert (model.version, model.trained_transitions > 0) == (manifest.version, True)
-    assert [manifest.version for manifest, _ in whole.models] == [1, 2, 3]
-    for metric in ("loss", "td_error", "q_spread", "buffer_size", "examples_per_s"):
-        assert registry.get_sample_value(f"headwater_trainer_{metric}") is not None
+    whole, _, emitted = loop_of(begin(tmp_path / "whole"))
+    consume(whole, 0, 80)
+    expected = models(emitted)
+    assert [manifest.version for manifest, _ in expected] == [1, 2, 3]
+    for manifest, parts in expected:
+        assert model_file.unpack(manifest, parts).trained_transitions > 0
 
-    asyncio.run(learn(begin(tmp_path / "killed"), 0, 30))
+    registry = CollectorRegistry()
+    dies = begin(tmp_path / "killed", checkpoint_interval_s=1e-9, failpoints="checkpoint-half=kill:3")
     with pytest.raises(TrainerDied, match="SIGKILL"):
-        asyncio.run(learn(begin(tmp_path / "killed", "checkpoint-half=kill"), 30, 50))
-    resumed, _ = asyncio.run(learn(begin(tmp_path / "killed"), 30, 80))
-    assert resumed.models[-1][0].hash == whole.models[-1][0].hash
-    assert resumed.offsets == [{0: 80}]
+        asyncio.run(killed_child(dies, registry))
+
+    resumed, ready, emitted = loop_of(begin(tmp_path / "killed"))
+    assert 0 < ready.offsets[0] < 50
+    consume(resumed, ready.offsets[0], 80)
+    assert models(emitted)[-1][0].hash == expected[-1][0].hash
 
 
 def test_the_parent_never_imports_torch() -> None:
