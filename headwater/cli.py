@@ -1,0 +1,310 @@
+"""The `headwater` command. Each command is imported when it is called, so that `--help` answers at once.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or setting, 3 the broker cannot be reached, 4 a check did not hold.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from model_core.errors import HeadwaterError, SettingsError
+
+if TYPE_CHECKING:
+    from headwater.settings import Loaded
+
+__all__ = ["main"]
+
+FAILED, USAGE, BROKER_AWAY, CHECK_FAILED = 1, 2, 3, 4
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, last on stdout.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="headwater")
+@click.option("--config", type=click.Path(path_type=Path), help="Settings file; headwater.toml where it is there.")
+@click.option("--set", "settings", multiple=True, metavar="GROUP.KEY=VALUE", help="A setting; may be repeated.")
+@click.pass_context
+def cli(context: click.Context, config: Path | None, settings: tuple[str, ...]) -> None:
+    """Recommendations that learn from your Kafka topics while the clicks arrive.
+
+    Settings come from headwater.toml, then HEADWATER_… environment variables, then --set.
+    """
+    options = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise click.UsageError(f"--set {setting}: expected GROUP.KEY=VALUE")
+        options[name] = value
+    context.obj = (config, options)
+
+
+def _load(context: click.Context, **more: Any) -> "Loaded":
+    from headwater import logs  # noqa: PLC0415 - `--help` answers at once
+    from headwater.settings import load  # noqa: PLC0415
+
+    config, options = context.obj
+    loaded = load({**options, **more}, file=config)
+    logs.configure(loaded.settings.general.log_level)
+    return loaded
+
+
+def _print(value: Any) -> None:
+    import msgspec  # noqa: PLC0415 - `--help` answers at once
+
+    click.echo(msgspec.json.encode(value).decode())
+
+
+@cli.command()
+@click.option("--seconds", default=120.0, show_default=True, help="Wall time; the people get a third of it at least.")
+@click.option("--broker", default="embedded", show_default=True, metavar="embedded|HOST:PORT", help="Where to run it.")
+@click.option("--seed", default=1, show_default=True, help="Of the people and of all draws.")
+@click.option("--no-trainer", is_flag=True, help="Leave the trainer out, to see what it brings.")
+@click.option("--rounds", default=400, show_default=True, help="End after so many slates for everybody.")
+@click.option("--keep", type=click.Path(path_type=Path), help="Folder to keep the workers' logs and state in.")
+@_JSON
+@click.pass_context
+def demo(context: click.Context, *, as_json: bool, no_trainer: bool, **options: Any) -> None:
+    """The whole loop on real data: ratings of real people, an embedded broker, workers, a trainer."""
+    from rich.console import Console  # noqa: PLC0415 - `--help` answers at once
+
+    from headwater.demo import Demo, DemoOptions  # noqa: PLC0415
+    from headwater.view import LiveView, summary  # noqa: PLC0415
+
+    _load(context, **{"general.log_level": "warning"})
+    console = Console(stderr=as_json)
+    with LiveView(console) as view:
+        result = Demo(DemoOptions(trainer=not no_trainer, **options), view.show).run()
+    if as_json:
+        _print(result)
+    else:
+        console.print(summary(result))
+
+
+@cli.command()
+@click.option("--port", default=9092, show_default=True, help="To listen on, on loopback.")
+@click.option("--data-dir", type=click.Path(path_type=Path), default=Path(".headwater/broker"), show_default=True)
+def broker(port: int, data_dir: Path) -> None:
+    """The embedded broker alone, in the foreground, until Ctrl-C."""
+    import signal  # noqa: PLC0415 - `--help` answers at once
+
+    from headwater.broker import EmbeddedBroker  # noqa: PLC0415
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with EmbeddedBroker(data_dir, port=port) as running:
+        click.echo(f"listening on {running.address}; data in {data_dir}", err=True)
+        try:
+            raise SystemExit(running.wait())
+        except KeyboardInterrupt:
+            click.echo("ended", err=True)
+
+
+@cli.group()
+def topics() -> None:
+    """The topics."""
+
+
+@topics.command("create")
+@click.option("--partitions", type=click.IntRange(min=1), help="Of impressions, clicks, users and what follows them.")
+@_JSON
+@click.pass_context
+def topics_create(context: click.Context, *, partitions: int | None, as_json: bool) -> None:
+    """Declare every topic with its right clean-up policy; safe to repeat."""
+    from headwater.reading import require_broker  # noqa: PLC0415 - `--help` answers at once
+    from streams.topics import declare  # noqa: PLC0415
+
+    settings = _load(context, **{"streams.partitions": partitions}).settings
+    require_broker(settings.streams, settings.general.broker_wait_s)
+    declared = declare(settings.streams)
+    if as_json:
+        _print({"topics": [one._asdict() for one in declared]})
+    for one in () if as_json else declared:
+        click.echo(" ".join(filter(None, one)))
+    if any(one.state == "differs" for one in declared):
+        raise SystemExit(CHECK_FAILED)
+
+
+@cli.command()
+@click.option("--sample", default=10_000, show_default=True, help="Records of each topic to look at, the latest.")
+@_JSON
+@click.pass_context
+def check(context: click.Context, *, sample: int, as_json: bool) -> None:
+    """Read what the topics hold, commit nothing: what maps, what is refused and why, what can be joined."""
+    from headwater.check import check_topics, described  # noqa: PLC0415 - `--help` answers at once
+    from headwater.reading import require_broker  # noqa: PLC0415
+
+    settings = _load(context).settings
+    require_broker(settings.streams, settings.general.broker_wait_s)
+    found = check_topics(settings, sample)
+    _print(found) if as_json else click.echo(described(found))
+    if not found.usable:
+        raise SystemExit(CHECK_FAILED)
+
+
+@cli.command()
+@click.argument("role", type=click.Choice(["personalize", "train"]))
+@click.pass_context
+def worker(context: click.Context, role: str) -> None:
+    """One role in the foreground, until SIGTERM or Ctrl-C; several processes share the partitions."""
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(name, "1")  # small matrices: threads of the BLAS cost more than they bring
+    from headwater import workers  # noqa: PLC0415 - after the threads are set
+
+    settings = _load(context).settings
+    raise SystemExit(workers.personalize(settings) if role == "personalize" else workers.train(settings))
+
+
+@cli.command()
+@click.argument("feed", metavar="FEED")
+@click.option("--rate", type=float, help="Records a second.")
+@click.option("--speed-up", type=float, help="Follow the log's own times, this much faster.")
+@click.option("--progress", type=click.Path(path_type=Path), help="File that makes the publication resumable.")
+@click.option("--heartbeat-ms", default=10_000, show_default=True, help="Event time between heartbeats; 0 for none.")
+@click.option("--closing-ms", default=0, show_default=True, help="How far the last heartbeats move event time on.")
+@click.option("--seed", default=1, show_default=True, help="Of the simulator.")
+@_JSON
+@click.pass_context
+def produce(context: click.Context, feed: str, *, as_json: bool, **options: Any) -> None:
+    """Publish FEED: a JSONL file or folder, open-bandit[:random|bts[/all|men|women]], movielens, or simulate."""
+    from headwater.produce import produce as run  # noqa: PLC0415 - `--help` answers at once
+
+    if options["rate"] and options["speed_up"]:
+        raise click.UsageError("--rate and --speed-up: expected one of them")
+    published = run(_load(context).settings, feed, **options)
+    if as_json:
+        _print(published)
+    else:
+        click.echo(f"{sum(published.records.values()):,} records in {published.seconds:.1f} s: {published.records}")
+
+
+@cli.command()
+@click.argument("source", metavar="SOURCE")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for what comes out.")
+@click.option(
+    "--model", type=click.Path(path_type=Path, exists=True), help="A model's files, from `inspect model --out`."
+)
+@click.option("--batch", default=1_000, show_default=True, type=click.IntRange(min=1), help="Records of a batch.")
+@click.option("--closing-ms", type=int, help="Event time past the last record; else what settles everything.")
+@click.option("--seed", default=1, show_default=True, help="Of the simulator.")
+@_JSON
+@click.pass_context
+def replay(context: click.Context, source: str, out: Path, *, as_json: bool, **options: Any) -> None:
+    """Backfill SOURCE (a feed, as of `produce`) through the same engine, without a broker."""
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    from headwater.replay import described  # noqa: PLC0415 - after the threads are set
+    from headwater.replay import replay as run  # noqa: PLC0415
+
+    summary = run(_load(context).settings, source, out, **options)
+    _print(summary) if as_json else click.echo(described(summary))
+
+
+@cli.group("dead-letters")
+def dead_letters() -> None:
+    """What was refused."""
+
+
+@dead_letters.command("list")
+@click.option("--reason", help="Only these.")
+@click.option("--limit", default=20, show_default=True, help="How many to show, the latest.")
+@_JSON
+@click.pass_context
+def dead_letters_list(context: click.Context, *, reason: str | None, limit: int, as_json: bool) -> None:
+    """What was refused, why, and how often."""
+    from headwater import dead  # noqa: PLC0415 - `--help` answers at once
+
+    settings = _load(context).settings
+    found = dead.listed(settings, reason=reason, limit=limit)
+    _print(found) if as_json else click.echo(dead.described(found))
+
+
+@dead_letters.command("replay")
+@click.option("--reason", required=True, help="Only these.")
+@_JSON
+@click.pass_context
+def dead_letters_replay(context: click.Context, *, reason: str, as_json: bool) -> None:
+    """Send dead letters to the topics they came from, again; their `attempt` counts up if they fail again."""
+    from headwater import dead  # noqa: PLC0415 - `--help` answers at once
+
+    replayed = dead.replayed(_load(context).settings, reason=reason)
+    _print({"replayed": replayed}) if as_json else click.echo(f"{replayed} records sent again")
+
+
+@cli.group()
+def inspect() -> None:
+    """What the system knows, and why."""
+
+
+@inspect.command("config")
+@_JSON
+@click.pass_context
+def inspect_config(context: click.Context, *, as_json: bool) -> None:
+    """Every setting, its value, and where it came from."""
+    described = _load(context).described()
+    if as_json:
+        _print(described)
+    for name, one in () if as_json else described.items():
+        click.echo(f"{name} = {one['value']!r}  ({one['source']})")
+
+
+@inspect.command("user")
+@click.argument("user_id")
+@_JSON
+@click.pass_context
+def inspect_user(context: click.Context, user_id: str, *, as_json: bool) -> None:
+    """A user's record, read from the changelog."""
+    from headwater import inspection  # noqa: PLC0415 - `--help` answers at once
+
+    found = inspection.user(_load(context).settings, user_id)
+    _print(found) if as_json else click.echo(inspection.described(found))
+
+
+@inspect.command("join")
+@click.argument("user_id")
+@_JSON
+@click.pass_context
+def inspect_join(context: click.Context, user_id: str, *, as_json: bool) -> None:
+    """A user's open impressions and waiting clicks, and when they are due."""
+    from headwater import inspection  # noqa: PLC0415 - `--help` answers at once
+
+    found = inspection.joined(_load(context).settings, user_id)
+    _print(found) if as_json else click.echo(inspection.described(found))
+
+
+@inspect.command("model")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write the newest model's files to.")
+@_JSON
+@click.pass_context
+def inspect_model(context: click.Context, *, out: Path | None, as_json: bool) -> None:
+    """The newest model: version, hash, metrics."""
+    from headwater import inspection  # noqa: PLC0415 - `--help` answers at once
+
+    found = inspection.model(_load(context).settings, out)
+    _print(found) if as_json else click.echo(inspection.described(found))
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command; errors become one line and an exit code."""
+    try:
+        cli(args=arguments, standalone_mode=False, prog_name="headwater")
+    except click.ClickException as error:
+        error.show()
+        sys.exit(USAGE)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(FAILED)
+    except HeadwaterError as error:
+        click.echo(f"headwater: {error}", err=True)
+        sys.exit(_exit_code(error))
+    sys.exit(0)
+
+
+def _exit_code(error: HeadwaterError) -> int:
+    if isinstance(error, SettingsError):
+        return USAGE
+    if type(error).__name__ in ("BrokerAwayError", "BrokerUnavailableError"):
+        return BROKER_AWAY
+    return FAILED
