@@ -312,7 +312,7 @@ class Learner:
     def _tokens(self, traits: Mapping[str, Any], context: Mapping[str, Any]) -> tuple[list[int], list[float]]:
         ours = trait_tokens(traits, self.encoder.token_rows)
         theirs = context_tokens(context, self.encoder.token_rows)
-        return ours + theirs, [1.0 / len(ours)] * len(ours) + [1.0 / len(theirs)] * len(theirs)
+        return ours + theirs, [1.0 / len(part) for part in (ours, theirs) for _ in part]
 
     def _evaluate(self, rows: npt.NDArray[np.int64]) -> tuple[_Batch, _States, Tensor]:
         """Encoded transitions and item vectors of the online network, without gradients."""

@@ -49,6 +49,11 @@ class State(msgspec.Struct, array_like=True):
     applied: dict[str, int] = {}
 
 
+def decode_state(stored: bytes) -> State:
+    """A stored record without its filling."""
+    return _state_decoder.decode(stored.split(_FILLING)[0])
+
+
 class _Event(msgspec.Struct):
     event_time_ms: int = -1
     heartbeat: bool = False
@@ -93,7 +98,7 @@ class CountingEngine:
         effects = Effects(msgspec.msgpack.encode(intake.clock), {}, {}, list(intake.dead), Counter())
         for user in sorted({*intake.events, *due}):
             before = states[user]
-            state = msgspec.msgpack.decode(before[: len(before) - self.state_bytes], type=State) if before else State()
+            state = decode_state(before) if before else State()
             old = (state.settle_at, None)
             erased = False
             for record in intake.events.get(user, ()):
@@ -119,7 +124,7 @@ class CountingEngine:
             if user in intake.events:
                 slate = b"%s:%d:%d" % (user, state.count, self.model.version)
                 effects.outputs.append(Output("recommendations", user, slate, []))
-            effects.states[user] = msgspec.msgpack.encode(state) + bytes(self.state_bytes)
+            effects.states[user] = _state_encoder.encode(state) + _FILLING + bytes(self.state_bytes)
             effects.due[user] = (old, (state.settle_at, None))
         return effects
 
@@ -135,3 +140,6 @@ class CountingEngine:
 
 
 _decoder = msgspec.json.Decoder(_Event)
+_state_decoder = msgspec.json.Decoder(State)
+_state_encoder = msgspec.json.Encoder()
+_FILLING = b"|"

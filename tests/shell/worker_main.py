@@ -1,4 +1,4 @@
-"""Entry of a worker subprocess in tests: `python worker_main.py '{"brokers": [...], ...}'`."""
+"""Entry of a worker subprocess in tests: `python -m tests.shell.worker_main '{"brokers": [...], ...}'`."""
 
 import json
 import logging
@@ -8,14 +8,10 @@ from typing import Any
 
 import structlog
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from counting_engine import CountingEngine
-
 from streams import failpoints
 from streams.app import run_worker
 from streams.settings import StreamSettings
+from tests.shell.counting_engine import CountingEngine
 
 
 class Catalogue(dict[str, Any]):
