@@ -135,7 +135,7 @@ def _program() -> str:
     """Path of the broker's program."""
     found = importlib.util.find_spec("noida_db")
     if found is not None and found.submodule_search_locations:
-        for folder in (*found.submodule_search_locations, Path(sys.executable).parent):
+        for folder in (*map(str, found.submodule_search_locations), str(Path(sys.executable).parent)):
             program = Path(folder) / "noida-db"
             if program.is_file():
                 return str(program)

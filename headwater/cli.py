@@ -28,7 +28,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 @click.option("--config", type=click.Path(path_type=Path), help="Settings file; headwater.toml where it is there.")
 @click.option("--set", "settings", multiple=True, metavar="GROUP.KEY=VALUE", help="A setting; may be repeated.")
 @click.pass_context
-def cli(context: click.Context, config: Path | None, settings: tuple[str, ...]) -> None:
+def cli(context: click.Context, /, config: Path | None, settings: tuple[str, ...]) -> None:
     """Recommendations that learn from your Kafka topics while the clicks arrive.
 
     Settings come from headwater.toml, then HEADWATER_… environment variables, then --set.
@@ -67,7 +67,7 @@ def _print(value: Any) -> None:
 @click.option("--keep", type=click.Path(path_type=Path), help="Folder to keep the workers' logs and state in.")
 @_JSON
 @click.pass_context
-def demo(context: click.Context, *, as_json: bool, no_trainer: bool, **options: Any) -> None:
+def demo(context: click.Context, /, *, as_json: bool, no_trainer: bool, **options: Any) -> None:
     """The whole loop on real data: ratings of real people, an embedded broker, workers, a trainer."""
     from rich.console import Console  # noqa: PLC0415 - `--help` answers at once
 
@@ -111,7 +111,7 @@ def topics() -> None:
 @click.option("--partitions", type=click.IntRange(min=1), help="Of impressions, clicks, users and what follows them.")
 @_JSON
 @click.pass_context
-def topics_create(context: click.Context, *, partitions: int | None, as_json: bool) -> None:
+def topics_create(context: click.Context, /, *, partitions: int | None, as_json: bool) -> None:
     """Declare every topic with its right clean-up policy; safe to repeat."""
     from headwater.reading import require_broker  # noqa: PLC0415 - `--help` answers at once
     from streams.topics import declare  # noqa: PLC0415
@@ -123,7 +123,7 @@ def topics_create(context: click.Context, *, partitions: int | None, as_json: bo
         _print({"topics": [one._asdict() for one in declared]})
     for one in () if as_json else declared:
         click.echo(" ".join(filter(None, one)))
-    if any(one.state == "differs" for one in declared):
+    if any(one.outcome == "differs" for one in declared):
         raise SystemExit(CHECK_FAILED)
 
 
@@ -131,7 +131,7 @@ def topics_create(context: click.Context, *, partitions: int | None, as_json: bo
 @click.option("--sample", default=10_000, show_default=True, help="Records of each topic to look at, the latest.")
 @_JSON
 @click.pass_context
-def check(context: click.Context, *, sample: int, as_json: bool) -> None:
+def check(context: click.Context, /, *, sample: int, as_json: bool) -> None:
     """Read what the topics hold, commit nothing: what maps, what is refused and why, what can be joined."""
     from headwater.check import check_topics, described  # noqa: PLC0415 - `--help` answers at once
     from headwater.reading import require_broker  # noqa: PLC0415
@@ -147,7 +147,7 @@ def check(context: click.Context, *, sample: int, as_json: bool) -> None:
 @cli.command()
 @click.argument("role", type=click.Choice(["personalize", "train"]))
 @click.pass_context
-def worker(context: click.Context, role: str) -> None:
+def worker(context: click.Context, /, role: str) -> None:
     """One role in the foreground, until SIGTERM or Ctrl-C; several processes share the partitions."""
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(name, "1")  # small matrices: threads of the BLAS cost more than they bring
@@ -167,7 +167,7 @@ def worker(context: click.Context, role: str) -> None:
 @click.option("--seed", default=1, show_default=True, help="Of the simulator.")
 @_JSON
 @click.pass_context
-def produce(context: click.Context, feed: str, *, as_json: bool, **options: Any) -> None:
+def produce(context: click.Context, /, feed: str, *, as_json: bool, **options: Any) -> None:
     """Publish FEED: a JSONL file or folder, open-bandit[:random|bts[/all|men|women]], movielens, or simulate."""
     from headwater.produce import produce as run  # noqa: PLC0415 - `--help` answers at once
 
@@ -183,15 +183,13 @@ def produce(context: click.Context, feed: str, *, as_json: bool, **options: Any)
 @cli.command()
 @click.argument("source", metavar="SOURCE")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for what comes out.")
-@click.option(
-    "--model", type=click.Path(path_type=Path, exists=True), help="A model's files, from `inspect model --out`."
-)
+@click.option("--model", type=click.Path(path_type=Path, exists=True), help="Files from `inspect model --out`.")
 @click.option("--batch", default=1_000, show_default=True, type=click.IntRange(min=1), help="Records of a batch.")
 @click.option("--closing-ms", type=int, help="Event time past the last record; else what settles everything.")
 @click.option("--seed", default=1, show_default=True, help="Of the simulator.")
 @_JSON
 @click.pass_context
-def replay(context: click.Context, source: str, out: Path, *, as_json: bool, **options: Any) -> None:
+def replay(context: click.Context, /, source: str, out: Path, *, as_json: bool, **options: Any) -> None:
     """Backfill SOURCE (a feed, as of `produce`) through the same engine, without a broker."""
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(name, "1")
@@ -212,7 +210,7 @@ def dead_letters() -> None:
 @click.option("--limit", default=20, show_default=True, help="How many to show, the latest.")
 @_JSON
 @click.pass_context
-def dead_letters_list(context: click.Context, *, reason: str | None, limit: int, as_json: bool) -> None:
+def dead_letters_list(context: click.Context, /, *, reason: str | None, limit: int, as_json: bool) -> None:
     """What was refused, why, and how often."""
     from headwater import dead  # noqa: PLC0415 - `--help` answers at once
 
@@ -225,7 +223,7 @@ def dead_letters_list(context: click.Context, *, reason: str | None, limit: int,
 @click.option("--reason", required=True, help="Only these.")
 @_JSON
 @click.pass_context
-def dead_letters_replay(context: click.Context, *, reason: str, as_json: bool) -> None:
+def dead_letters_replay(context: click.Context, /, *, reason: str, as_json: bool) -> None:
     """Send dead letters to the topics they came from, again; their `attempt` counts up if they fail again."""
     from headwater import dead  # noqa: PLC0415 - `--help` answers at once
 
@@ -241,7 +239,7 @@ def inspect() -> None:
 @inspect.command("config")
 @_JSON
 @click.pass_context
-def inspect_config(context: click.Context, *, as_json: bool) -> None:
+def inspect_config(context: click.Context, /, *, as_json: bool) -> None:
     """Every setting, its value, and where it came from."""
     described = _load(context).described()
     if as_json:
@@ -254,7 +252,7 @@ def inspect_config(context: click.Context, *, as_json: bool) -> None:
 @click.argument("user_id")
 @_JSON
 @click.pass_context
-def inspect_user(context: click.Context, user_id: str, *, as_json: bool) -> None:
+def inspect_user(context: click.Context, /, user_id: str, *, as_json: bool) -> None:
     """A user's record, read from the changelog."""
     from headwater import inspection  # noqa: PLC0415 - `--help` answers at once
 
@@ -266,7 +264,7 @@ def inspect_user(context: click.Context, user_id: str, *, as_json: bool) -> None
 @click.argument("user_id")
 @_JSON
 @click.pass_context
-def inspect_join(context: click.Context, user_id: str, *, as_json: bool) -> None:
+def inspect_join(context: click.Context, /, user_id: str, *, as_json: bool) -> None:
     """A user's open impressions and waiting clicks, and when they are due."""
     from headwater import inspection  # noqa: PLC0415 - `--help` answers at once
 
@@ -278,7 +276,7 @@ def inspect_join(context: click.Context, user_id: str, *, as_json: bool) -> None
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write the newest model's files to.")
 @_JSON
 @click.pass_context
-def inspect_model(context: click.Context, *, out: Path | None, as_json: bool) -> None:
+def inspect_model(context: click.Context, /, *, out: Path | None, as_json: bool) -> None:
     """The newest model: version, hash, metrics."""
     from headwater import inspection  # noqa: PLC0415 - `--help` answers at once
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from headwater.broker import EmbeddedBroker
 from headwater.processes import Child
+from headwater.produce import publisher_of
 from headwater.reading import Reader, require_broker
 from headwater.settings import Settings, load
 from model_core import records
@@ -34,7 +35,6 @@ from producers.publisher import Publisher
 from producers.scoring import Rate, Report, click_rates, score
 from producers.simulate import simulated_people
 from producers.warmup import WarmupSettings, warmup_feed
-from streams.clients import kafka_python_config
 from streams.topics import declare
 
 __all__ = ["Demo", "DemoOptions", "DemoSummary", "Status"]
@@ -236,7 +236,6 @@ class Demo:
 
     def _play(self, people: People, settings: Settings, address: str) -> DemoSummary:
         roles = ("recommendations", "transitions", "models", "dead-letters")
-        topics = {role: settings.streams.topic(role) for role in ("impressions", "clicks", "users", "items")}
         loop = self._loop = ClosedLoop(
             people,
             LoopSettings(
@@ -249,7 +248,7 @@ class Demo:
         )
         with (
             Reader(settings.streams, roles) as reader,
-            Publisher(kafka_python_config(settings.streams), topics) as publisher,
+            publisher_of(settings.streams) as publisher,
         ):
             self._warm_up(people, settings, reader, publisher)
             self._live(loop, reader, publisher)

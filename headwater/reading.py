@@ -38,14 +38,23 @@ def require_broker(settings: StreamSettings, wait_s: float) -> None:
 
 
 class Reader:
-    """Reads whole topics from their beginning; committed records alone.
+    """Reads topics from their beginning, or their latest records; committed ones alone.
 
     Args:
         settings: of the broker and the names.
         roles: of the topics.
+        last: of each topic, read so many records at most, spread over its partitions; everything for None.
+        partition: read this one alone; all for None.
     """
 
-    def __init__(self, settings: StreamSettings, roles: Iterable[str]) -> None:
+    def __init__(
+        self,
+        settings: StreamSettings,
+        roles: Iterable[str],
+        *,
+        last: int | None = None,
+        partition: int | None = None,
+    ) -> None:
         self._roles = {settings.topic(role): role for role in roles}
         self._consumer = Consumer(
             confluent_config(
@@ -59,8 +68,17 @@ class Reader:
                 },
             )
         )
-        self._parts = self._partitions()
-        self._consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for topic, number in self._parts])
+        known = self._consumer.list_topics(timeout=_METADATA_S).topics
+        self._numbers = {
+            role: sorted(known[topic].partitions) if topic in known else [] for topic, role in self._roles.items()
+        }
+        self._parts = [
+            (topic, number)
+            for topic, role in self._roles.items()
+            for number in self._numbers[role]
+            if partition is None or number == partition
+        ]
+        self._consumer.assign([TopicPartition(*part, self._beginning(part, last)) for part in self._parts])
 
     def __enter__(self) -> Self:
         return self
@@ -69,6 +87,10 @@ class Reader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._consumer.close()
+
+    def partitions(self, role: str) -> int:
+        """How many partitions the topic of a role has; 0 where it is not there."""
+        return len(self._numbers[role])
 
     def poll(self, timeout_s: float, *, at_most: int = 1_000) -> list[tuple[str, Any]]:
         """What has come: role and message, in the order of each partition."""
@@ -101,6 +123,9 @@ class Reader:
             found.append((self._roles[message.topic()], message))
         return found
 
-    def _partitions(self) -> list[tuple[str, int]]:
-        known = self._consumer.list_topics(timeout=_METADATA_S).topics
-        return [(topic, number) for topic in self._roles if topic in known for number in known[topic].partitions]
+    def _beginning(self, part: tuple[str, int], last: int | None) -> int:
+        if last is None:
+            return int(OFFSET_BEGINNING)
+        first, end = self._consumer.get_watermark_offsets(TopicPartition(*part), timeout=_METADATA_S)
+        share = -(-last // len(self._numbers[self._roles[part[0]]]))
+        return max(int(first), int(end) - share)

@@ -82,16 +82,13 @@ def _rates(rates: Any) -> Table:
 def summary(result: DemoSummary) -> RenderableType:
     """The end of the demo, for people."""
     rates = {**result.click_rate, "popularity by count": result.popularity_by_count, "oracle": result.oracle}
-    lines = [
-        f"{result.data}: {result.users} people, {result.rounds} rounds each, {result.seconds:.0f} s on the "
-        f"{result.broker} broker.",
-        f"{result.impressions:,} impressions and {result.clicks:,} clicks in, {result.recommendations:,} slates and "
-        f"{result.transitions:,} transitions out, {result.dead_letters} dead letters; {result.events_per_s:,.0f} events/s.",
-        f"Model version {result.model_version}; click → fresh slate p50 {result.latency_ms['p50']:.0f} ms, "
-        f"p99 {result.latency_ms['p99']:.0f} ms.",
-        f"Headwater closes {result.gap_closed:.0%} of the gap between popularity and an oracle "
-        f"({result.gap_closed_interval.low:.0%} – {result.gap_closed_interval.high:.0%}).",
-        f"A/A check: two halves of the popularity arm differ by {result.aa_check.difference:+.4f} "
-        f"(p = {result.aa_check.p_value:.2f}).",
-    ]
-    return Panel(Group(*lines, "", _rates(rates)), title="headwater demo")
+    gap, latency, check = result.gap_closed_interval, result.latency_ms, result.aa_check
+    told = f"""\
+{result.data}: {result.users} people, {result.rounds} rounds each, {result.broker} broker, {result.seconds:.0f} s.
+{result.impressions:,} impressions and {result.clicks:,} clicks in, {result.events_per_s:,.0f} events/s;
+{result.recommendations:,} slates and {result.transitions:,} transitions out; {result.dead_letters} dead letters.
+Model version {result.model_version}; click → fresh slate p50 {latency["p50"]:.0f} ms, p99 {latency["p99"]:.0f} ms.
+Headwater closes {result.gap_closed:.0%} of the gap between popularity and an oracle ({gap.low:.0%} – {gap.high:.0%}).
+A/A check: two halves of the popularity arm differ by {check.difference:+.4f} (p = {check.p_value:.2f}).
+"""
+    return Panel(Group(told, _rates(rates)), title="headwater demo")

@@ -202,7 +202,7 @@ class Learner:
             value_loss = ((self._online.value(states.after.detach()) - value) ** 2).mean()
             loss = td_loss + self.settings.next_item_weight * next_item_loss + value_loss
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
         torch.nn.utils.clip_grad_norm_(self._online.parameters(), 1.0)
         self._optimizer.step()
         self._follow()

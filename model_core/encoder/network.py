@@ -79,7 +79,8 @@ class Network(nn.Module):
     def value(self, states: Tensor) -> Tensor:
         """V(s); float32[n]."""
         inner = torch.tanh(states @ self.tables["value_in"] + self.tables["value_in_bias"])
-        return (inner @ self.tables["value_out"] + self.tables["value_out_bias"])[:, 0]
+        values: Tensor = (inner @ self.tables["value_out"] + self.tables["value_out_bias"])[:, 0]
+        return values
 
     def weights(self) -> Mapping[str, npt.NDArray[np.float32]]:
         """The weights that serve, as numpy arrays of their own."""

@@ -32,14 +32,14 @@ class Statistics(NamedTuple):
         information: [n, d], Σ weight φ y.
         square: [n], Σ weight y².
         weight: [n], Σ weight.
-        count: [n], observations.
+        observations: [n], how many.
     """
 
     precision: FloatArray
     information: FloatArray
     square: FloatArray
     weight: FloatArray
-    count: FloatArray
+    observations: FloatArray
 
 
 def statistics(user: npt.NDArray[np.int64], phi: FloatArray, y: FloatArray, weight: FloatArray) -> Statistics:
@@ -61,7 +61,7 @@ def statistics(user: npt.NDArray[np.int64], phi: FloatArray, y: FloatArray, weig
         information=np.add.reduceat(scaled * y[:, None], starts, axis=0),
         square=np.add.reduceat(weight * y * y, starts),
         weight=np.add.reduceat(weight, starts),
-        count=np.diff(bounds).astype(np.float64),
+        observations=np.diff(bounds).astype(np.float64),
     )
 
 
@@ -73,7 +73,7 @@ def estimate(users: Statistics, start: Prior, iterations: int) -> Prior:
         start: where to begin.
         iterations: of EM; each raises the evidence.
     """
-    covariance = np.linalg.inv(start.precision)
+    covariance = np.linalg.inv(start.precision).astype(np.float64)
     mean = covariance @ start.information
     noise = start.noise_variance
     for _ in range(iterations):
@@ -87,7 +87,7 @@ def estimate(users: Statistics, start: Prior, iterations: int) -> Prior:
             + np.einsum("nd,nde,ne->n", posterior_mean, users.precision, posterior_mean)
             + np.einsum("nde,ned->n", users.precision, posterior_covariance)
         )
-        noise = max(float(residual.sum() / users.count.sum()), _LEAST_NOISE)
+        noise = max(float(residual.sum() / users.observations.sum()), _LEAST_NOISE)
     precision = np.linalg.inv(covariance)
     precision = (precision + precision.T) / 2
     return Prior(precision, precision @ mean, noise)
@@ -95,14 +95,14 @@ def estimate(users: Statistics, start: Prior, iterations: int) -> Prior:
 
 def log_evidence(users: Statistics, prior: Prior) -> float:
     """Log density of the observations, but for a constant that no prior changes."""
-    covariance = np.linalg.inv(prior.precision)
+    covariance = np.linalg.inv(prior.precision).astype(np.float64)
     mean = covariance @ prior.information
     noise = prior.noise_variance
     posterior_mean, posterior_covariance = _posteriors(users, mean, covariance, noise)
     information = users.information / noise + prior.information
     fit = np.einsum("nd,nd->n", information, posterior_mean).sum() - len(information) * float(mean @ prior.information)
     volume = np.linalg.slogdet(posterior_covariance)[1].sum() - len(information) * np.linalg.slogdet(covariance)[1]
-    spread = users.count.sum() * np.log(noise) + users.square.sum() / noise
+    spread = users.observations.sum() * np.log(noise) + users.square.sum() / noise
     return float(fit + volume - spread) / 2
 
 

@@ -9,7 +9,7 @@ from model_core import records
 from model_core.errors import DecodeError
 from streams.metrics import Metrics
 
-__all__ = ["CatalogueFeed"]
+__all__ = ["CatalogueFeed", "change"]
 
 
 class CatalogueFeed:
@@ -34,7 +34,7 @@ class CatalogueFeed:
         for message in messages:
             self._offsets[message.partition()] = message.offset() + 1
             try:
-                self._change(message.key(), message.value())
+                change(self._catalogue, message.key(), message.value())
             except DecodeError as error:
                 self._metrics.items_refused.labels(error.reason).inc()
                 structlog.get_logger().warning(
@@ -42,11 +42,17 @@ class CatalogueFeed:
                 )
         self._metrics.items.set(len(self._catalogue))
 
-    def _change(self, key: bytes | None, value: bytes | None) -> None:
-        if value is None:
-            self._catalogue.remove((key or b"").decode(errors="replace"))
-            return
-        item = records.decode("items", value)
-        if not isinstance(item, records.Item) or key != item.item_id.encode():
-            raise DecodeError("key-mismatch", f"the key has to be the item_id; got {key!r}")
-        self._catalogue.set(item)
+
+def change(catalogue: Any, key: bytes | None, value: bytes | None) -> None:
+    """Apply one record of `items` to a catalogue.
+
+    Raises:
+        DecodeError: it cannot be used, and has changed nothing.
+    """
+    if value is None:
+        catalogue.remove((key or b"").decode(errors="replace"))
+        return
+    item = records.decode("items", value)
+    if not isinstance(item, records.Item) or key != item.item_id.encode():
+        raise DecodeError("key-mismatch", f"the key has to be the item_id; got {key!r}")
+    catalogue.set(item)

@@ -1,0 +1,109 @@
+"""Stream tasks without a broker: the workers' own tasks and engine, on records from anywhere."""
+
+from collections import Counter
+from collections.abc import Callable
+
+from headwater.settings import Settings
+from model_core.engine import Engine
+from model_core.errors import DecodeError
+from model_core.intake import SourceRecord
+from streams.agents.catalogue import change
+from streams.ports import Landing, Store, Transaction
+from streams.task import Identity, StreamTask
+
+__all__ = ["Backfill", "Discard"]
+
+
+class Discard:
+    """A `Transaction` that keeps nothing.
+
+    Attributes:
+        outputs: how many would have been written, by topic.
+        refused: dead letters among them, by source topic and reason.
+    """
+
+    def __init__(self) -> None:
+        self.outputs: Counter[str] = Counter()
+        self.refused: Counter[tuple[str, str]] = Counter()
+
+    def land(self, landing: Landing) -> None:
+        """Count what would have landed."""
+        for output in landing.outputs:
+            self.outputs[output.role] += 1
+            if output.headers:
+                headers = dict(output.headers)
+                self.refused[headers["topic"].decode(), headers["reason"].decode()] += 1
+
+
+class Backfill:
+    """Takes records, partition by partition, and runs them in batches.
+
+    Args:
+        settings: of everything.
+        engine: under whose model and catalogue it runs.
+        partitions: stream tasks.
+        store: makes the store of a partition.
+        transaction: makes the transaction of a partition.
+
+    Attributes:
+        outcomes: by name, so far.
+        records: taken, by topic.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        partitions: int,
+        *,
+        store: Callable[[int], Store],
+        transaction: Callable[[int], Transaction],
+    ) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self.records: Counter[str] = Counter()
+        self._engine = engine
+        self._items = 0
+        identity = Identity(settings.configuration(), settings.general.seed, lambda: [self._items])
+        self._waiting: list[list[SourceRecord]] = [[] for _ in range(partitions)]
+        self._tasks = [
+            StreamTask(
+                partition,
+                engine,
+                store(partition),
+                transaction(partition),
+                identity,
+                max_due_users=settings.streams.max_due_users,
+            )
+            for partition in range(partitions)
+        ]
+
+    def item(self, key: bytes | None, value: bytes | None) -> None:
+        """Take a record of `items`; one that cannot be used is counted and changes nothing."""
+        self.records["items"] += 1
+        self._items += 1
+        try:
+            change(self._engine.catalogue, key, value)
+        except DecodeError as error:
+            self.outcomes[f"item-refused:{error.reason}"] += 1
+
+    def put(self, partition: int, record: SourceRecord) -> None:
+        """Take a record; each topic of a partition in its order."""
+        self.records[record.role] += 1
+        self._waiting[partition].append(record)
+
+    @property
+    def waiting(self) -> int:
+        """Records taken and not yet run."""
+        return sum(map(len, self._waiting))
+
+    def run(self) -> None:
+        """Run what is waiting: one batch a partition, and what is due after it."""
+        for partition, waiting in enumerate(self._waiting):
+            if not waiting:
+                continue
+            offsets: dict[str, tuple[int, int]] = {}
+            for record in waiting:
+                first, _ = offsets.get(record.role, (record.offset, 0))
+                offsets[record.role] = (first, record.offset + 1)
+            self.outcomes += self._tasks[partition].process(waiting, offsets)
+            self._waiting[partition] = []

@@ -1,0 +1,132 @@
+"""`headwater check`: would a team's topics do? Reads a sample, runs it through the real engine, commits nothing."""
+
+from typing import Final
+
+import msgspec
+
+from headwater.backfill import Backfill, Discard
+from headwater.reading import Reader
+from headwater.settings import Settings
+from headwater.workers import engine_of
+from model_core.intake import Role, SourceRecord
+from streams.gather import Gather
+from streams.store import MemoryStore
+from streams.topics import SOURCES
+
+__all__ = ["Checked", "Sampled", "check_topics", "described"]
+
+_READ: Final = ("items", *SOURCES)
+_BATCH: Final = 1_000
+
+
+class Sampled(msgspec.Struct, frozen=True, kw_only=True):
+    """A source topic.
+
+    Attributes:
+        topic: its name.
+        partitions: None where it is not there.
+        records: that were looked at.
+        refused: of them, by reason.
+    """
+
+    topic: str
+    partitions: int | None
+    records: int = 0
+    refused: dict[str, int] = {}
+
+
+class Checked(msgspec.Struct, frozen=True, kw_only=True):
+    """What was found.
+
+    Attributes:
+        topics: by role.
+        outcomes: of the join over the sample, by name.
+        would_write: records by output topic.
+        problems: what has to be mended first.
+        usable: whether there is none.
+    """
+
+    topics: dict[str, Sampled]
+    outcomes: dict[str, int]
+    would_write: dict[str, int]
+    problems: list[str]
+    usable: bool
+
+
+def check_topics(settings: Settings, sample: int) -> Checked:
+    """Read the latest records of the source topics and run them through the join and the engine.
+
+    Args:
+        settings: of broker, names and join.
+        sample: records of each topic, at most.
+    """
+    sink = Discard()
+    with Reader(settings.streams, _READ, last=sample) as reader:
+        partitions = {role: reader.partitions(role) for role in _READ}
+        many = max((partitions[role] for role in SOURCES), default=0)
+        gathers = [Gather(max_records=sample, max_bytes=1 << 40, behind=lambda _: False) for _ in range(many)]
+        backfill = Backfill(
+            settings, engine_of(settings), many, store=lambda _: MemoryStore(), transaction=lambda _: sink
+        )
+        for role, message in reader.to_the_end():
+            key, value = message.key(), message.value()
+            if role == "items":
+                backfill.item(key, value)
+                continue
+            source: Role = role  # type: ignore[assignment]  # the three that are left
+            gathers[message.partition()].put(
+                source, [SourceRecord(source, message.offset(), message.timestamp()[1], key, value)]
+            )
+    for partition, gather in enumerate(gathers):
+        while (taken := gather.take(_BATCH)) is not None:
+            for record in taken.records:
+                backfill.put(partition, record)
+            backfill.run()
+    sampled = {
+        role: Sampled(
+            topic=settings.streams.topic(role),
+            partitions=partitions[role] or None,
+            records=backfill.records[role],
+            refused={reason: count for (source, reason), count in sorted(sink.refused.items()) if source == role},
+        )
+        for role in _READ
+    }
+    problems = _problems(sampled)
+    return Checked(
+        topics=sampled,
+        outcomes=dict(backfill.outcomes),
+        would_write=dict(sink.outputs),
+        problems=problems,
+        usable=not problems,
+    )
+
+
+def _problems(sampled: dict[str, Sampled]) -> list[str]:
+    problems = [
+        f"topic {one.topic} is not there: create it, or run `headwater topics create`"
+        for one in sampled.values()
+        if one.partitions is None
+    ]
+    counts = {sampled[role].topic: sampled[role].partitions for role in SOURCES}
+    if len(set(counts.values())) > 1 and None not in counts.values():
+        problems.append(f"partitions {counts}: expected the same number, so that a user's records meet")
+    problems += [
+        f"every record of {one.topic} that was looked at is refused: {one.refused}"
+        for one in sampled.values()
+        if one.records and sum(one.refused.values()) >= one.records
+    ]
+    return problems
+
+
+def described(checked: Checked) -> str:
+    """For people."""
+    lines = []
+    for one in checked.topics.values():
+        where = "not there" if one.partitions is None else f"{one.partitions} partitions"
+        lines.append(f"{one.topic}: {where}, {one.records:,} records looked at")
+        lines += [f"  {count:>10,} refused: {reason}" for reason, count in one.refused.items()]
+    lines.append("What would become of them:")
+    lines += [f"  {count:>10,} {outcome}" for outcome, count in sorted(checked.outcomes.items())]
+    lines += [f"  {count:>10,} records for {topic}" for topic, count in sorted(checked.would_write.items())]
+    lines += [f"PROBLEM: {problem}" for problem in checked.problems] or ["Nothing stands in the way."]
+    return "\n".join(lines)

@@ -1,0 +1,201 @@
+"""`headwater replay`: a feed through the same engine as the workers run, from files to files."""
+
+import base64
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any, Final
+
+import msgspec
+
+from headwater.backfill import Backfill
+from headwater.feeds import feed_of
+from headwater.settings import Settings
+from headwater.workers import engine_of
+from model_core import model_file, records
+from model_core.errors import SettingsError
+from model_core.intake import SourceRecord
+from model_core.records import ModelManifest
+from producers.feeds.feed import Feed, FeedRecord
+from producers.heartbeats import Heartbeats
+from streams.ports import Landing, Output
+from streams.store import RocksStore
+from streams.topics import partition_for
+
+__all__ = ["MANIFEST", "WEIGHTS", "Replayed", "described", "replay"]
+
+MANIFEST: Final = "manifest.json"
+WEIGHTS: Final = "model.safetensors"
+_HEARTBEAT_MS: Final = 10_000
+_TOPICS: Final = ("recommendations", "transitions", "dead-letters", "steps")
+
+
+class Replayed(msgspec.Struct, frozen=True, kw_only=True):
+    """What a replay did.
+
+    Attributes:
+        source: the feed's name.
+        out: folder with one JSONL file for each topic, and the users' state.
+        records: taken, by topic; heartbeats are records of impressions and clicks.
+        outputs: written, by topic.
+        outcomes: by name.
+        model_version: that served.
+        users: with a record at the end.
+        seconds: wall time.
+        events_per_s: records by second.
+    """
+
+    source: str
+    out: str
+    records: dict[str, int]
+    outputs: dict[str, int]
+    outcomes: dict[str, int]
+    model_version: int
+    users: int
+    seconds: float
+    events_per_s: float
+
+
+class _Files:
+    """What comes out, one JSONL file a topic; a `Transaction` for every partition."""
+
+    def __init__(self, out: Path, stack: ExitStack) -> None:
+        self.written = dict.fromkeys(_TOPICS, 0)
+        self._files: dict[str, IO[bytes]] = {
+            topic: stack.enter_context((out / f"{topic}.jsonl").open("wb")) for topic in _TOPICS
+        }
+
+    def land(self, landing: Landing) -> None:
+        """Write outputs and step; the state goes to the store."""
+        for output in landing.outputs:
+            self._write(output.role, _line(output))
+        if landing.step is not None:
+            self._write("steps", landing.step)
+
+    def _write(self, topic: str, line: bytes) -> None:
+        self._files[topic].write(line + b"\n")
+        self.written[topic] += 1
+
+
+def _line(output: Output) -> bytes:
+    """The payload itself; of a dead letter or a null an object with what a line has no room for."""
+    if output.value is not None and not output.headers:
+        return output.value
+    return msgspec.json.encode(
+        {
+            **{name: value.decode() for name, value in output.headers},
+            "key": None if output.key is None else output.key.decode(errors="replace"),
+            "value_base64": None if output.value is None else base64.b64encode(output.value).decode(),
+        }
+    )
+
+
+def replay(
+    settings: Settings,
+    source: str,
+    out: Path,
+    *,
+    model: Path | None = None,
+    batch: int = 1_000,
+    closing_ms: int | None = None,
+    seed: int = 1,
+) -> Replayed:
+    """Backfill a feed.
+
+    Args:
+        settings: as the workers would have them.
+        source: the feed's name, see `feeds.feed_of`.
+        out: folder for what comes out; made, and to be empty.
+        model: folder of a model's files; the untrained model for None.
+        batch: records of a batch, over all partitions.
+        closing_ms: event time past the last record that heartbeats reach at the end; None settles everything.
+        seed: of the simulator.
+
+    Raises:
+        SettingsError: no such feed, or `out` is in use.
+        ModelError: the model's files are not what they should be.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise SettingsError(f"--out {out}: expected a folder that is empty or not there yet")
+    feed = feed_of(source, seed=seed)
+    engine = engine_of(settings)
+    if model is not None:
+        engine.model = model_file.unpack(
+            records.decode_as(ModelManifest, (model / MANIFEST).read_bytes()), [(model / WEIGHTS).read_bytes()]
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    started_s = time.monotonic()
+    stores: list[RocksStore] = []
+    with ExitStack() as stack:
+        files = _Files(out, stack)
+
+        def store(partition: int) -> RocksStore:
+            made = RocksStore(
+                out / "state" / str(partition),
+                block_cache_bytes=settings.streams.block_cache_bytes,
+                now_ms=lambda: int(time.time() * 1_000),
+            )
+            stack.callback(made.close)
+            stores.append(made)
+            return made
+
+        partitions = settings.streams.partitions
+        backfill = Backfill(settings, engine, partitions, store=store, transaction=lambda _: files)
+        _run(_with_heartbeats(feed, settings, closing_ms), backfill, partitions, batch)
+        users = sum(1 for one in stores for _ in one.users())
+        seconds = time.monotonic() - started_s
+    return Replayed(
+        source=feed.name,
+        out=str(out),
+        records=dict(backfill.records),
+        outputs=files.written,
+        outcomes=dict(backfill.outcomes),
+        model_version=engine.model.version,
+        users=users,
+        seconds=round(seconds, 3),
+        events_per_s=round(sum(backfill.records.values()) / seconds, 1),
+    )
+
+
+def _with_heartbeats(feed: Feed, settings: Settings, closing_ms: int | None) -> Any:
+    """The feed with the heartbeats that `produce` would send."""
+    join = settings.join
+    settles_ms = max(join.attribution_window_ms, join.session_gap_ms) + join.allowed_lateness_ms + 1
+    beats = Heartbeats(_HEARTBEAT_MS, closing_ms=settles_ms if closing_ms is None else closing_ms, ordered=feed.ordered)
+    for record in feed:
+        yield from beats.before(record)
+        yield record
+    yield from beats.closing(int(time.time() * 1_000))
+
+
+def _run(feed: Any, backfill: Backfill, partitions: int, batch: int) -> None:
+    offsets: dict[tuple[str, int], int] = {}
+    record: FeedRecord
+    for record in feed:
+        key, value = record.key_bytes, record.value_bytes
+        if record.role == "items":
+            backfill.item(key, value)
+            continue
+        places = range(partitions) if key is None else (partition_for(key, partitions),)
+        for partition in places if record.is_heartbeat else places[:1]:
+            offset = offsets.get((record.role, partition), 0)
+            offsets[record.role, partition] = offset + 1
+            backfill.put(partition, SourceRecord(record.role, offset, None, key, value))
+        if backfill.waiting >= batch:
+            backfill.run()
+    backfill.run()
+
+
+def described(replayed: Replayed) -> str:
+    """For people."""
+    did = (
+        f"{sum(replayed.records.values()):,} records of {replayed.source} in {replayed.seconds:.1f} s "
+        f"({replayed.events_per_s:,.0f} a second), {replayed.users:,} users, model {replayed.model_version}."
+    )
+    lines = [
+        did,
+        *(f"  {count:>10,} {topic}" for topic, count in replayed.outputs.items()),
+        *(f"  {count:>10,} {outcome}" for outcome, count in sorted(replayed.outcomes.items())),
+        f"Written to {replayed.out}.",
+    ]
+    return "\n".join(lines)
