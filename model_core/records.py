@@ -7,7 +7,6 @@ object. Fields without a default are required. Unknown fields are carried over i
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
-import xxhash
 from msgspec import Meta, Struct, field
 
 from model_core.errors import DecodeError
@@ -41,7 +40,6 @@ __all__ = [
     "TransitionItem",
     "TransitionState",
     "User",
-    "content_hash",
     "decode",
     "decode_as",
     "encode",
@@ -565,10 +563,24 @@ def decode(source: Source, value: bytes | None, *, max_bytes: int = 1_000_000) -
         raise DecodeError("not-json", f"not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise DecodeError("schema", f"expected a JSON object, got {type(fields).__name__}")
+    _check_integers(fields)
     record = _convert(fields, _record_type(source, fields))
     if isinstance(record, Impression):
         return _with_positions(record)
     return record
+
+
+def _check_integers(fields: dict[str, Any]) -> None:
+    """Refuse what a user's stored state could not hold: MessagePack ends at 64 bits, JSON does not."""
+    try:
+        _storable.encode(fields)
+    except OverflowError as error:
+        raise DecodeError("schema", "an integer beyond 64 bits; write it as a string or a float") from error
+    except RecursionError as error:
+        raise DecodeError("schema", str(error)) from error
+
+
+_storable: Final = msgspec.msgpack.Encoder()
 
 
 def _record_type(source: Source, fields: dict[str, Any]) -> type[Record]:
@@ -635,7 +647,6 @@ def decode_as(record_type: type[_T], value: bytes) -> _T:
 
 
 _encoder: Final = msgspec.json.Encoder()
-_sorted_encoder: Final = msgspec.json.Encoder(order="sorted")
 
 
 def encode(record: Struct) -> bytes:
@@ -646,23 +657,3 @@ def encode(record: Struct) -> bytes:
     fields = msgspec.to_builtins(record)
     del fields[_EXTRA]
     return _encoder.encode({**extra, **fields})
-
-
-def content_hash(record: Impression | Click) -> int:
-    """64-bit hash of a record's content: known fields with their defaults filled in, and unknown fields.
-
-    Payloads that differ in field order, white space or the writing of a number (1, 1.0) have the same content.
-    """
-    if record.extra or (isinstance(record, Impression) and record.context):
-        return xxhash.xxh3_64_intdigest(_sorted_encoder.encode(_plain(msgspec.to_builtins(record))))
-    return xxhash.xxh3_64_intdigest(_sorted_encoder.encode(record))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_plain(part) for part in value]
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value

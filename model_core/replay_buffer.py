@@ -78,6 +78,7 @@ class ReplayBuffer:
         self._slot: dict[tuple[str, str], int] = {}
         self._name: list[tuple[str, str] | None] = []
         self._users: dict[str, int] = {}
+        self._next_user = 0
         self._cursor = 0
         self._grow(min(_FIRST_CAPACITY, capacity))
 
@@ -171,11 +172,19 @@ class ReplayBuffer:
         columns["elapsed_ms"][row] = transition.elapsed_ms
         columns["event_time_ms"][row] = transition.event_time_ms
         columns["terminated"][row] = transition.terminated
-        columns["user"][row] = self._users.setdefault(transition.user_id, len(self._users))
+        columns["user"][row] = self._user(transition.user_id)
         columns["revision"][row] = transition.revision
         bucket = zlib.crc32(f"{transition.user_id}\0{transition.transition_id}".encode()) % _HELD_OUT_BUCKETS
         columns["held_out"][row] = bucket < self._held_out
         columns["used"][row] = True
+
+    def _user(self, user_id: str) -> int:
+        """Number of a user; the number of an erased one is never given again."""
+        number = self._users.get(user_id)
+        if number is None:
+            number = self._users[user_id] = self._next_user
+            self._next_user += 1
+        return number
 
     def _write_history(self, row: int, field: str, entries: Sequence[HistoryEntry]) -> None:
         self.columns[field][row, : len(entries)] = [self._rows.item(entry.item_id) for entry in entries]
@@ -184,16 +193,16 @@ class ReplayBuffer:
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """Everything, as arrays for a checkpoint."""
-        names = msgspec.json.encode([self._name, self._users, self._cursor, self.left_out])
+        names = msgspec.json.encode([self._name, self._users, self._next_user, self._cursor, self.left_out])
         return {**self.columns, "names": np.frombuffer(names, np.uint8)}
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """Become what `state` was taken of."""
-        names, users, cursor, left_out = msgspec.json.decode(
+        names, self._users, self._next_user, self._cursor, left_out = msgspec.json.decode(
             state["names"].tobytes(),
-            type=tuple[list[tuple[str, str] | None], dict[str, int], int, dict[str, int]],
+            type=tuple[list[tuple[str, str] | None], dict[str, int], int, int, dict[str, int]],
         )
         self.columns = {field: state[field].copy() for field in _FIELDS}
         self._name = names
         self._slot = {name: row for row, name in enumerate(names) if name is not None}
-        self._users, self._cursor, self.left_out = users, cursor, Counter(left_out)
+        self.left_out = Counter(left_out)
