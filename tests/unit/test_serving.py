@@ -1,6 +1,7 @@
 """What numpy serves is what torch learned."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,8 +76,8 @@ def test_user_vectors_are_the_same(encoder: EncoderSettings) -> None:
     network, model = both(encoder)
     rng = np.random.default_rng(1)
     h = rng.normal(size=(3, encoder.hidden)).astype(np.float32)
-    traits = [{}, {"age": "25"}, {"age": "30", "sex": "f", "n": 3}]
-    context = [{"device": "tv"}, {}, {"device": "phone", "hour": 7}]
+    traits: list[dict[str, Any]] = [{}, {"age": "25"}, {"age": "30", "sex": "f", "n": 3}]
+    context: list[dict[str, Any]] = [{"device": "tv"}, {}, {"device": "phone", "hour": 7}]
     tokens, weights = np.zeros((3, 6), np.int64), np.zeros((3, 6), np.float32)
     for user in range(3):
         ours = trait_tokens(traits[user], encoder.token_rows)

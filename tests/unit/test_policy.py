@@ -1,0 +1,197 @@
+"""What is shown was allowed, and was shown with the probability that is stated."""
+
+import math
+from collections import Counter
+from dataclasses import replace
+from itertools import permutations
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from model_core import policy
+from model_core.bandit import head
+from model_core.candidates import Catalogue, Embedded
+from model_core.config import PolicySettings
+from model_core.policy import Asked, Chosen
+from model_core.records import Item
+from model_core.serving import ServingModel
+from tests.unit.learner_case import ENCODER
+
+MODEL = ServingModel.initial(ENCODER, seed=6)
+NOBODY = np.zeros(0, np.int64)
+SETTINGS = PolicySettings(slate_size=3, candidates=12, temperature=0.5, epsilon=0.1, particles=3)
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def embedded(count: int, settings: PolicySettings) -> Embedded:
+    catalogue = Catalogue()
+    for n in range(count):
+        categories = [f"c{n % 3}"] if n % 5 else []
+        catalogue.set(Item(item_id=f"m{n}", title=f"Film {n}", categories=categories, available=n != 4))
+    return Embedded(catalogue, MODEL, settings)
+
+
+def posterior(users: int) -> head.Posterior:
+    """Heads that have seen something: each another mean and precision."""
+    rng = np.random.default_rng(8)
+    made = head.fresh(MODEL.prior, users)
+    phi = rng.normal(size=(users * 6, MODEL.dimension))
+    head.observe(made, np.repeat(np.arange(users), 6), phi, rng.normal(size=users * 6), np.full(users * 6, 0.5))
+    return made
+
+
+def vectors(users: int) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(9).normal(size=(users, MODEL.dimension)).astype(np.float32)
+
+
+def chosen(
+    settings: PolicySettings, count: int = 20, users: int = 8, seen: npt.NDArray[np.int64] = NOBODY
+) -> list[Chosen]:
+    asked = [Asked(key=1_000 + user, last_items=[], seen=seen) for user in range(users)]
+    return policy.choose(asked, posterior(users), vectors(users), embedded=embedded(count, settings), settings=settings)
+
+
+def shown(one: Chosen) -> list[str]:
+    return [place.item_id for place in one.slate]
+
+
+def plain_probability(scores: FloatArray, order: tuple[int, ...], temperature: float, epsilon: float) -> float:
+    """Of an ordered slate under the components [M, n] and a uniform one: a product, written out."""
+    components = [*[(row / temperature).tolist() for row in scores], [0.0] * scores.shape[1]]
+    weights = [*[(1 - epsilon) / len(scores)] * len(scores), epsilon]
+    total = 0.0
+    for weight, logits in zip(weights, components, strict=True):
+        left, product = list(range(len(logits))), weight
+        for item in order:
+            product *= math.exp(logits[item]) / sum(math.exp(logits[other]) for other in left)
+            left.remove(item)
+        total += product
+    return total
+
+
+@pytest.mark.parametrize("exploration", ["greedy", "ucb"])
+def test_propensities_are_those_of_the_stated_mixture(exploration: Literal["greedy", "ucb"]) -> None:
+    """On five items each place's propensity is a ratio of sums over all slates with that beginning."""
+    settings = replace(SETTINGS, exploration=exploration, ucb_width=0.7)
+    users = 8
+    here, heads, u = embedded(6, settings), posterior(users), vectors(users)
+    offered = np.flatnonzero(here.available)
+    for user, one in enumerate(chosen(settings, 6, users)):
+        mean = np.linalg.solve(heads.precision[user], heads.information[user])
+        phi = u[user].astype(np.float64) * here.vectors[offered]
+        scores = phi @ mean
+        np.testing.assert_allclose(
+            [place.score for place in one.slate],
+            [scores[offered.tolist().index(int(name[1:]))] for name in shown(one)],
+            atol=1e-4,
+        )
+        if exploration == "ucb":
+            covariance = np.linalg.inv(heads.precision[user])
+            scores = scores + 0.7 * np.sqrt(np.einsum("nd,de,ne->n", phi, covariance, phi))
+        every = {
+            order: plain_probability(scores[None], order, settings.temperature, settings.epsilon)
+            for order in permutations(range(len(offered)), 3)
+        }
+        assert sum(every.values()) == pytest.approx(1.0)
+        order = tuple(offered.tolist().index(int(name[1:])) for name in shown(one))
+        begin = [sum(p for other, p in every.items() if other[:length] == order[:length]) for length in range(4)]
+        expected = [begin[place + 1] / begin[place] for place in range(3)]
+        np.testing.assert_allclose([place.propensity for place in one.slate], expected, rtol=2e-3)
+        assert {place.strategy for place in one.slate} == {exploration}
+
+
+@pytest.mark.parametrize("exploration", ["thompson", "ucb", "greedy"])
+def test_nothing_seen_or_unavailable_is_shown_or_sampled(exploration: Literal["thompson", "ucb", "greedy"]) -> None:
+    """Both are out of the slate, out of the candidates and out of their count."""
+    settings = replace(SETTINGS, exploration=exploration, epsilon=1.0)
+    out = {"m0", "m1", "m2", "m4"}
+    for one in chosen(settings, 12, 40, np.array([0, 1, 2])):
+        assert not out & set(shown(one))
+        assert not out & set(one.candidates.ids)
+        assert one.candidates.count == 8
+
+
+@pytest.mark.parametrize("cap", [1, 2])
+def test_no_category_takes_more_places_than_its_cap(cap: int) -> None:
+    """Whatever is drawn; items without a category are not capped."""
+    settings = replace(SETTINGS, category_cap=cap, slate_size=8, epsilon=1.0, candidates=20)
+    uncapped = 0
+    for one in chosen(settings, 20, 40):
+        numbers = [int(name[1:]) for name in shown(one)]
+        taken = Counter(n % 3 for n in numbers if n % 5)
+        uncapped += sum(n % 5 == 0 for n in numbers)
+        assert max(taken.values()) <= cap
+        assert len(numbers) == min(8, 3 * cap + 4)
+    assert uncapped
+
+
+def test_the_cap_leaves_the_best_of_each_category() -> None:
+    """What the rule takes out is what scores least in its category."""
+    settings = replace(SETTINGS, exploration="greedy", category_cap=1, slate_size=8, candidates=20)
+    free = replace(settings, category_cap=0, slate_size=19, candidates=20)
+    for capped, whole in zip(chosen(settings), chosen(free), strict=True):
+        best: dict[int, float] = {}
+        for place in whole.slate:
+            if (n := int(place.item_id[1:])) % 5:
+                best[n % 3] = max(best.get(n % 3, -math.inf), place.score)
+        left = {n % 3: place.score for place in capped.slate if (n := int(place.item_id[1:])) % 5}
+        assert left == pytest.approx(best, abs=1e-6)
+
+
+def test_a_least_score_shortens_the_slate() -> None:
+    """Nothing below it is shown, and what remains has propensities that multiply to a probability."""
+    settings = replace(SETTINGS, exploration="greedy", slate_size=6, least_score=0.3)
+    slates = chosen(settings, users=40)
+    assert len({len(one.slate) for one in slates}) > 2
+    for one in slates:
+        assert all(place.score >= 0.3 for place in one.slate)
+        assert len(one.slate) == min(6, one.candidates.count)
+        assert 0 < math.prod(place.propensity for place in one.slate) <= 1
+
+
+def test_a_batch_changes_nobodys_slate() -> None:
+    """A user alone gets what the user gets among others."""
+    here, heads, u = embedded(20, SETTINGS), posterior(6), vectors(6)
+    asked = [Asked(key=user, last_items=[], seen=np.array([user])) for user in range(6)]
+    together = policy.choose(asked, heads, u, embedded=here, settings=SETTINGS)
+    for user in range(6):
+        one = slice(user, user + 1)
+        mine = head.Posterior(heads.precision[one], heads.information[one])
+        (alone,) = policy.choose(asked[one], mine, u[one], embedded=here, settings=SETTINGS)
+        assert shown(alone) == shown(together[user])
+        assert alone.candidates == together[user].candidates
+        np.testing.assert_allclose(
+            [place.propensity for place in alone.slate],
+            [place.propensity for place in together[user].slate],
+            rtol=1e-4,
+        )
+
+
+def test_the_sample_holds_the_slate_and_states_its_inclusion() -> None:
+    """The slate's items are in it for certain, the others with the share that was drawn."""
+    settings = replace(SETTINGS, candidate_sample=7)
+    for one in chosen(settings):
+        sample = one.candidates
+        assert sample.ids[:3] == shown(one)
+        assert len(set(sample.ids)) == 7
+        assert sample.count == 12
+        assert sample.inclusion_probability == pytest.approx([1.0] * 3 + [4 / 9] * 4)
+
+
+def test_every_place_has_its_reasons() -> None:
+    """Source, rules and the strongest feature, in this order."""
+    for one in chosen(replace(SETTINGS, category_cap=2)):
+        for place in one.slate:
+            source, *rules, feature = place.reasons
+            assert source.startswith("source:")
+            assert rules == ["rule:unseen", "rule:category-cap"]
+            assert feature.startswith("feature:")
+
+
+def test_nothing_to_offer_gives_empty_slates() -> None:
+    """Neither an empty catalogue nor one that was seen whole is an error."""
+    assert [one.slate for one in chosen(SETTINGS, 0, 2)] == [[], []]
+    assert [one.slate for one in chosen(SETTINGS, 6, 2, np.arange(6))] == [[], []]
