@@ -79,6 +79,7 @@ class ReplayBuffer:
         self._name: list[tuple[str, str] | None] = []
         self._users: dict[str, int] = {}
         self._next_user = 0
+        self._held: Counter[str] = Counter()
         self._cursor = 0
         self._grow(min(_FIRST_CAPACITY, capacity))
 
@@ -116,7 +117,6 @@ class ReplayBuffer:
         names = [name for name in self._slot if name[0] == user_id]
         for name in names:
             self._free(self._slot[name])
-        self._users.pop(user_id, None)
         return len(names)
 
     def rows(self, *, held_out: bool) -> npt.NDArray[np.int64]:
@@ -137,6 +137,7 @@ class ReplayBuffer:
         self._cursor = (row + 1) % self._capacity
         self._slot[name] = row
         self._name[row] = name
+        self._held[name[0]] += 1
         return row
 
     def _free(self, row: int) -> None:
@@ -144,8 +145,16 @@ class ReplayBuffer:
         if name is not None:
             del self._slot[name]
             self._name[row] = None
+            self._let_go(name[0])
             for column in self.columns.values():
                 column[row] = 0
+
+    def _let_go(self, user_id: str) -> None:
+        """One transition less of a user; with the last one, the user is forgotten."""
+        self._held[user_id] -= 1
+        if not self._held[user_id]:
+            del self._held[user_id]
+            del self._users[user_id]
 
     def _grow(self, size: int) -> None:
         for field, (shape, dtype) in _FIELDS.items():
@@ -179,7 +188,7 @@ class ReplayBuffer:
         columns["used"][row] = True
 
     def _user(self, user_id: str) -> int:
-        """Number of a user; the number of an erased one is never given again."""
+        """Number of a user; one that was erased or evicted is never given again."""
         number = self._users.get(user_id)
         if number is None:
             number = self._users[user_id] = self._next_user
@@ -205,4 +214,5 @@ class ReplayBuffer:
         self.columns = {field: state[field].copy() for field in _FIELDS}
         self._name = names
         self._slot = {name: row for row, name in enumerate(names) if name is not None}
+        self._held = Counter(user_id for user_id, _ in self._slot)
         self.left_out = Counter(left_out)

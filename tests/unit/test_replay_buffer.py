@@ -102,6 +102,20 @@ def test_a_number_is_never_given_to_two_users() -> None:
         assert sorted(one.columns["user"][one.columns["used"]].tolist()) == [1, 2, 3, 4]
 
 
+def test_a_user_of_whom_nothing_is_left_is_forgotten() -> None:
+    """An evicted user's id stands in no checkpoint, also where the buffer was restored in between."""
+    made = filled(buffer(4), [transition("passer-by", f"i{n}", [("m1", 1.0)]) for n in range(2)])
+    assert b"passer-by" in made.state()["names"].tobytes()
+    restored = buffer(4)
+    restored.restore(made.state())
+    for one in (made, restored):
+        filled(one, [transition("regular", f"i{n}", [("m1", 1.0)]) for n in range(3)])
+        assert b"passer-by" in one.state()["names"].tobytes()
+        one.add(transition("regular", "i3", [("m1", 1.0)]))
+        assert b"passer-by" not in one.state()["names"].tobytes()
+        assert set(one.columns["user"].tolist()) == {1}
+
+
 def test_held_out_rows_are_held_out_whatever_the_order() -> None:
     """The share is met, and who is held out is a function of the ids alone."""
     several = transitions(2_000, users=100)
