@@ -153,6 +153,36 @@ def test_a_fresh_model_scores_what_was_rewarded_above_what_was_not() -> None:
     assert rewarded > not_rewarded + 0.3
 
 
+@pytest.mark.parametrize("terminated", [True, False])
+def test_only_what_goes_on_has_a_future(terminated: bool) -> None:  # noqa: FBT001
+    """Every item is worth its reward of 1 where nothing follows, and more where such visits follow each other."""
+    made = learner()
+    for n in range(80):
+        slate = [(f"m{n % 9}", 1.0), (f"m{(n + 1) % 9}", 1.0)]
+        made.add(transition(f"u{n}", "i", slate, terminated=terminated, elapsed_ms=1))
+    made.train(200)
+    model = made.publish()
+    mean = np.linalg.solve(model.prior.precision, model.prior.information)
+    user = model.user_vectors(np.zeros((1, model.hidden), np.float32), [{"age": "25"}], [{"device": "phone"}])
+    worth = float(((user * mean) @ model.item_vectors(CATALOGUE).T).mean())
+    assert worth == pytest.approx(1.0, abs=0.1) if terminated else worth > 1.2
+
+
+@pytest.mark.parametrize("how", ["removed", "unavailable"])
+def test_without_anything_to_offer_nothing_is_trained(how: str) -> None:
+    """A removed or unavailable item is no candidate; those that return are."""
+    made = learner(20)
+    for item in CATALOGUE:
+        if how == "removed":
+            made.remove_item(item.item_id)
+        else:
+            made.set_item(msgspec.structs.replace(item, available=False))
+    assert made.train(1) == {}
+    made.set_item(CATALOGUE[0])
+    made.set_item(CATALOGUE[1])
+    assert np.isfinite(made.train(1)["loss"])
+
+
 def test_a_device_by_name() -> None:
     """`auto` is the device there is."""
     assert resolve_device("cpu") == "cpu"

@@ -68,7 +68,8 @@ def test_a_higher_revision_replaces_and_a_lower_one_is_left_out() -> None:
     assert len(made) == 1
     length = made.columns["slate_length"][0]
     assert made.columns["slate"][0, :length].tolist() == [3]
-    assert made.left_out == {"older-revision": 1}
+    assert made.add(transition("u", "i", [("m1", 5.0)], revision=2)) is None
+    assert made.left_out == {"older-revision": 2}
 
 
 def test_what_cannot_be_learned_from_is_left_out_and_counted() -> None:
