@@ -1,0 +1,20 @@
+"""What the tests on Apache Kafka share: one broker for all of them."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.kafka_cluster import KafkaBroker, missing
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[str]:
+    """Address of a real Apache Kafka; every test has topics of its own on it."""
+    if lacking := missing():
+        reason = f"Apache Kafka needs {' and '.join(lacking)}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with KafkaBroker() as kafka:
+        yield kafka.address

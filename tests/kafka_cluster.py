@@ -1,0 +1,208 @@
+"""A real Apache Kafka for tests: one KRaft node, from its Maven jars, in a process group of its own."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+POM: Final = ROOT / "tests" / "broker" / "pom.xml"
+CACHE: Final = ROOT / ".cache" / "kafka"
+
+_FETCH_S: Final = 300.0
+_START_S: Final = 60.0
+_STOP_S: Final = 20.0
+_POLL_S: Final = 0.1
+_LOOPBACK: Final = "127.0.0.1"
+
+_LOGGING: Final = """\
+Configuration:
+  Appenders:
+    Console: {name: out, target: SYSTEM_OUT, PatternLayout: {pattern: "%d %p %m (%c)%n"}}
+  Loggers:
+    Root: {level: WARN, AppenderRef: {ref: out}}
+"""
+
+
+class ClusterError(Exception):
+    """Kafka could not be fetched, or did not start."""
+
+
+def missing() -> list[str]:
+    """What this machine lacks to run Apache Kafka."""
+    return [program for program in ("java", "mvn") if shutil.which(program) is None]
+
+
+def jars() -> Path:
+    """The folder of Kafka's jars; fetched once, by one process at a time."""
+    wanted = CACHE / hashlib.sha256(POM.read_bytes()).hexdigest()[:16]
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not wanted.is_dir():
+            with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+                fetched = Path(folder) / "jars"
+                options = ["-q", "-B", "-f", str(POM), "dependency:copy-dependencies", f"-DoutputDirectory={fetched}"]
+                _run(["mvn", *options], _FETCH_S)
+                fetched.rename(wanted)
+    return wanted
+
+
+class KafkaBroker:
+    """Broker and controller in one process, on free ports of the loopback interface.
+
+    Its data lie in a temporary folder that goes with it.
+
+    Args:
+        heap: of the JVM.
+        port: to listen on; 0 picks a free one.
+        properties: in place of its own, or beside them.
+
+    Attributes:
+        address: `host:port`.
+    """
+
+    def __init__(self, *, heap: str = "512m", port: int = 0, properties: dict[str, str] | None = None) -> None:
+        port, controller = _free_ports(port, 0)
+        self.address = f"{_LOOPBACK}:{port}"
+        self._folder = Path(tempfile.mkdtemp(prefix="headwater-kafka-"))
+        self._heap = heap
+        self._process: subprocess.Popen[bytes] | None = None
+        self._properties = _properties(self._folder / "data", port, controller) | (properties or {})
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Format the data folder, start, and wait until it answers.
+
+        Raises:
+            ClusterError: it was not to be had, or did not answer in time.
+        """
+        properties = self._folder / "server.properties"
+        properties.write_text("".join(f"{key}={value}\n" for key, value in self._properties.items()))
+        (self._folder / "log4j2.yaml").write_text(_LOGGING)
+        _run(self._java("kafka.tools.StorageTool", "format", "-t", _cluster_id(), "-c", str(properties)), _START_S)
+        with self._log.open("ab") as output:
+            self._process = subprocess.Popen(
+                self._java("kafka.Kafka", str(properties)),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        self._await()
+
+    def stop(self) -> None:
+        """End the broker and remove its data."""
+        if self._process is not None:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(_STOP_S)
+                    break
+            self._process = None
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def _log(self) -> Path:
+        return self._folder / "broker.log"
+
+    def _java(self, *arguments: str) -> list[str]:
+        options = [f"-Xmx{self._heap}", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true"]
+        logging = f"-Dlog4j2.configurationFile={self._folder / 'log4j2.yaml'}"
+        return ["java", *options, logging, "-cp", f"{jars()}/*", *arguments]
+
+    def _await(self) -> None:
+        deadline = time.monotonic() + _START_S
+        while True:
+            assert self._process is not None
+            if self._process.poll() is not None:
+                raise ClusterError(f"Kafka ended at its start: {self._log.read_text()[-2_000:]}")
+            try:
+                listed = AdminClient({"bootstrap.servers": self.address, "log_level": 0}).list_topics(timeout=2.0)
+            except KafkaException as error:
+                refused: object = error
+            else:
+                if listed.brokers:
+                    return
+                refused = "no broker is registered"
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"Kafka does not answer at {self.address}: {refused}\n{self._log.read_text()[-2_000:]}"
+                )
+            time.sleep(_POLL_S)
+
+
+def _run(command: Sequence[str], within_s: float) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=within_s, check=False)
+    if done.returncode:
+        raise ClusterError(f"{command[0]} ended with {done.returncode}: {(done.stdout + done.stderr)[-2_000:]}")
+
+
+def _cluster_id() -> str:
+    return uuid.uuid4().hex[:22]
+
+
+def _free_ports(*wanted: int) -> list[int]:
+    """Ports nobody listens on, all different; those that are named stay."""
+    with contextlib.ExitStack() as stack:
+        found = []
+        for port in wanted:
+            probe = stack.enter_context(socket.socket())
+            if not port:
+                probe.bind((_LOOPBACK, 0))
+                port = probe.getsockname()[1]  # noqa: PLW2901 - the free one in its place
+            found.append(port)
+        return found
+
+
+def _properties(data: Path, port: int, controller: int) -> dict[str, str]:
+    return {
+        "process.roles": "broker,controller",
+        "node.id": "1",
+        "controller.quorum.voters": f"1@{_LOOPBACK}:{controller}",
+        "listeners": f"PLAINTEXT://{_LOOPBACK}:{port},CONTROLLER://{_LOOPBACK}:{controller}",
+        "advertised.listeners": f"PLAINTEXT://{_LOOPBACK}:{port}",
+        "controller.listener.names": "CONTROLLER",
+        "inter.broker.listener.name": "PLAINTEXT",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "log.dirs": str(data),
+        "auto.create.topics.enable": "false",
+        "group.initial.rebalance.delay.ms": "0",
+        "offsets.topic.replication.factor": "1",
+        "offsets.topic.num.partitions": "4",
+        "transaction.state.log.replication.factor": "1",
+        "transaction.state.log.min.isr": "1",
+        "transaction.state.log.num.partitions": "4",
+        "share.coordinator.state.topic.replication.factor": "1",
+        "share.coordinator.state.topic.min.isr": "1",
+        "log.segment.bytes": str(64 << 20),
+        "num.network.threads": "2",
+        "num.io.threads": "4",
+    }
