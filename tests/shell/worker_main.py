@@ -8,8 +8,12 @@ from typing import Any
 
 import structlog
 
+from headwater.settings import Settings
+from headwater.workers import engine_of
+from model_core.config import JoinSettings
 from streams import failpoints
 from streams.app import run_worker
+from streams.ports import Engine
 from streams.settings import StreamSettings
 from tests.shell.counting_engine import CountingEngine
 
@@ -23,10 +27,11 @@ class Catalogue(dict[str, Any]):
 
 
 def main() -> int:
-    """Run a worker with the counting engine."""
+    """Run a worker with the counting engine, or with the real one where `join` gives its rules."""
     options = json.loads(sys.argv[1])
     failpoints.arm(options.pop("failpoints", ""))
     state_bytes = options.pop("state_bytes", 0)
+    join = options.pop("join", None)
     options["brokers"] = tuple(options["brokers"])
     options["data_dir"] = Path(options["data_dir"])
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
@@ -39,7 +44,9 @@ def main() -> int:
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    engine = CountingEngine(state_bytes=state_bytes, catalogue=Catalogue())
+    engine: Engine = CountingEngine(state_bytes=state_bytes, catalogue=Catalogue())
+    if join is not None:
+        engine = engine_of(Settings(join=JoinSettings(**join)))
     return run_worker(StreamSettings(**options), lambda: engine, configuration="test", seed=0)
 
 
