@@ -65,7 +65,7 @@ def jars() -> Path:
 class KafkaBroker:
     """Broker and controller in one process, on free ports of the loopback interface.
 
-    Its data lie in a temporary folder that goes with it.
+    Its data lie in a temporary folder that goes with it; between `stop` and `start` they stay.
 
     Args:
         heap: of the JVM.
@@ -88,25 +88,26 @@ class KafkaBroker:
         try:
             self.start()
         except BaseException:
-            self.stop()
+            self.close()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        self.close()
 
     def start(self) -> None:
-        """Format the data folder, start, and wait until it answers.
+        """Start, and wait until it answers; the first time, format the data folder.
 
         Raises:
             ClusterError: it was not to be had, or did not answer in time.
         """
         properties = self._folder / "server.properties"
-        properties.write_text("".join(f"{key}={value}\n" for key, value in self._properties.items()))
-        (self._folder / "log4j2.yaml").write_text(_LOGGING)
-        _run(self._java("kafka.tools.StorageTool", "format", "-t", _cluster_id(), "-c", str(properties)), _START_S)
+        if not properties.exists():
+            properties.write_text("".join(f"{key}={value}\n" for key, value in self._properties.items()))
+            (self._folder / "log4j2.yaml").write_text(_LOGGING)
+            _run(self._java("kafka.tools.StorageTool", "format", "-t", _cluster_id(), "-c", str(properties)), _START_S)
         with self._log.open("ab") as output:
             self._process = subprocess.Popen(
                 self._java("kafka.Kafka", str(properties)),
@@ -117,16 +118,21 @@ class KafkaBroker:
             )
         self._await()
 
-    def stop(self) -> None:
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """End the broker; its data stay."""
+        if self._process is None:
+            return
+        for each in (number, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, each)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_STOP_S)
+                break
+        self._process = None
+
+    def close(self) -> None:
         """End the broker and remove its data."""
-        if self._process is not None:
-            for number in (signal.SIGTERM, signal.SIGKILL):
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, number)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(_STOP_S)
-                    break
-            self._process = None
+        self.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @property

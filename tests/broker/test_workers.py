@@ -1,0 +1,108 @@
+"""Workers on Apache Kafka: coming, going and waiting, while nothing is lost and nothing counted twice."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.kafka_cluster import KafkaBroker
+from tests.shell.streams_harness import Deployment, Worker, decode_counts, deployment, expected_counts, wait_for
+
+pytestmark = pytest.mark.broker
+
+USERS = 200
+CHUNK = 200
+PAUSE_S = 0.05
+"""Between two chunks: 4 000 events a second at most."""
+
+SOME = 2_000
+END_S = 10.0
+
+
+def test_one_worker_then_two_then_one_keep_every_count_exact(broker: str, tmp_path: Path) -> None:
+    """Partitions move to a second worker and back under load; each event counts once, in an unbroken chain."""
+    with deployment(broker, tmp_path) as made:
+        first = made.worker("first")
+        wait_for(first.ready, "the first worker")
+        with load(made) as sent:
+            consumes(made)
+            second = made.worker("second")
+            wait_for(lambda: second.ready() and opened(second), "the second worker")
+            wait_for(lambda: not {*opened(first)[-1]} & {*opened(second)[-1]}, "each has its own partitions")
+            assert len(opened(second)[-1]) == 2
+            consumes(made)
+            assert first.terminate(END_S) == 0
+            wait_for(lambda: len(opened(second)[-1]) == 4, "all partitions at the second worker")
+            consumes(made)
+        wait_for(lambda: made.consumed_count() == sent(), "all is consumed")
+        assert second.terminate(END_S) == 0
+        assert made.consumed_count() == sent()
+        assert decode_counts(made.live_state()) == expected_counts(range(sent()), USERS)
+
+
+def test_sigterm_under_load_ends_a_worker_in_time(broker: str, tmp_path: Path) -> None:
+    """It exits with 0 within 10 s, and its successor goes on where it stopped."""
+    with deployment(broker, tmp_path) as made:
+        with load(made) as sent:
+            for _ in range(2):
+                worker = made.worker()
+                wait_for(worker.ready, "the worker")
+                consumes(made)
+                assert worker.terminate(END_S) == 0
+        assert SOME < made.consumed_count() <= sent()
+
+
+@pytest.mark.usefixtures("can_run_kafka")
+def test_a_worker_started_before_its_broker_waits_for_it(tmp_path: Path) -> None:
+    """One serves once the broker is there; another one, told to end while it waits, ends with 0."""
+    with KafkaBroker() as kafka, deployment(kafka.address, tmp_path) as made:
+        kafka.stop()
+        patient, other = made.worker("patient"), made.worker("other")
+        wait_for(lambda: waits(patient) and waits(other), "a word that the broker is away")
+        assert other.terminate(END_S) == 0
+        kafka.start()
+        wait_for(patient.ready, "the worker that waited")
+        made.events(0, CHUNK, USERS)
+        wait_for(lambda: made.consumed_count() == CHUNK, "all is consumed")
+        assert patient.terminate(END_S) == 0
+        assert decode_counts(made.live_state()) == expected_counts(range(CHUNK), USERS)
+
+
+@contextmanager
+def load(made: Deployment) -> Iterator[Callable[[], int]]:
+    """Events all the while; yields how many there are, which is final once it has ended."""
+    ended, sent = threading.Event(), 0
+
+    def produce() -> None:
+        nonlocal sent
+        while not ended.wait(PAUSE_S):
+            made.events(sent, sent + CHUNK, USERS)
+            sent += CHUNK
+
+    thread = threading.Thread(target=produce)
+    thread.start()
+    try:
+        yield lambda: sent
+    finally:
+        ended.set()
+        thread.join()
+
+
+def consumes(made: Deployment) -> None:
+    """Wait until some more is consumed."""
+    before = made.consumed_count()
+    wait_for(lambda: made.consumed_count() > before + SOME, "more is consumed")
+
+
+def waits(worker: Worker) -> bool:
+    """Whether it has said that the broker is away."""
+    return '"broker-away"' in worker.log.read_text()
+
+
+def opened(worker: Worker) -> list[list[int]]:
+    """Partitions the worker opened, assignment by assignment."""
+    lines = [json.loads(line) for line in worker.log.read_text().splitlines() if '"tasks-open"' in line]
+    return [line["partitions"] for line in lines]
