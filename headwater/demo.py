@@ -52,20 +52,26 @@ _COUNTED: Final = 0.98
 """A round counts once this share of the people have been through it."""
 _STALLED_S: Final = 60.0
 _STEP_S: Final = 0.02
+_EVERYONE_MS: Final = 10 * 365 * 86_400_000
+"""Whoever was there in the past gets a slate of each new model."""
+_FRESH_S: Final = 10.0
+"""So long the people wait at most for slates of the model that has learned from their past."""
 
 JOIN_OPTIONS: Final = {
     "join.attribution_window_ms": 60_000,
     "join.allowed_lateness_ms": 5_000,
     "join.correction_horizon_ms": 120_000,
     "join.session_gap_ms": _GAP_MS,
+    "join.history_length": 30,
 }
 """Windows of minutes: at the demo's pace an impression settles some four seconds after it was shown."""
 
 TRAINER_OPTIONS: Final = {
     "trainer.min_transitions": 2_000,
     "trainer.early_transitions": 12_000,
-    "trainer.early_replay_ratio": 12.0,
-    "trainer.replay_ratio": 4.0,
+    "trainer.early_replay_ratio": 5.0,
+    "trainer.replay_ratio": 5.0,
+    "trainer.niceness": 0,
     "trainer.publish_interval_s": 8.0,
     "trainer.checkpoint_interval_s": 60.0,
 }
@@ -158,7 +164,7 @@ class Demo:
         self._recent: deque[tuple[float, int]] = deque(maxlen=20)
         self._clicked_s: dict[str, tuple[int, float]] = {}
         self._latencies_ms: list[float] = []
-        self._errors: list[float] = []
+        self._served: dict[str, int] = {}
         self._trained = 0
         self._children: list[Child] = []
         self._loop: ClosedLoop | None = None
@@ -218,7 +224,7 @@ class Demo:
             "streams.data_dir": folder / "state",
             "streams.partitions": 2,
             "streams.idle_ms": 0,
-            "policy.refresh_active_ms": 12 * _ROUND_MS,
+            "policy.refresh_active_ms": _EVERYONE_MS,
             "streams.refresh_users_per_s": 400,
         }
         settings = load(options).settings
@@ -286,6 +292,16 @@ class Demo:
                 lambda: self._trained >= wanted or (self._trained > 0 and self._over(1 - _LEAST_LOOP_SHARE)),
                 "the first model",
             )
+            self._tell("slates of the first model")
+            version, end_s = self._status.model_version, time.monotonic() + _FRESH_S
+            self._await(
+                reader,
+                lambda: (
+                    sum(served >= version for served in self._served.values()) >= _COUNTED * len(people.users)
+                    or time.monotonic() > end_s
+                ),
+                "fresh slates",
+            )
 
     def _over(self, share: float) -> bool:
         return time.monotonic() - self._began_s > share * self._options.seconds
@@ -340,6 +356,7 @@ class Demo:
 
     def _recommended(self, recommendation: Recommendation) -> None:
         self._status.counts["recommendations"] += 1
+        self._served[recommendation.user_id] = recommendation.model_version or 0
         if self._loop is not None:
             self._loop.on_recommendation(recommendation)
         clicked = self._clicked_s.get(recommendation.user_id)
@@ -352,8 +369,6 @@ class Demo:
         self._status.metrics = manifest.metrics
         self._trained = manifest.trained_transitions
         self._status.counts["models"] += 1
-        if "td_error_held_out" in manifest.metrics:
-            self._errors.append(manifest.metrics["td_error_held_out"])
 
     def _tell(self, phase: str) -> None:
         self._status.phase = phase
@@ -412,7 +427,11 @@ class Demo:
             rounds=report.rounds,
             people=report.people,
             counters=report.counters,
-            td_error_held_out={"first": self._errors[0], "last": self._errors[-1]} if self._errors else {},
+            td_error_held_out={
+                when: self._status.metrics[name]
+                for when, name in (("first", "td_error_held_out_first"), ("last", "td_error_held_out"))
+                if name in self._status.metrics
+            },
         )
 
 

@@ -8,13 +8,14 @@ from typing import Any, Final, Self
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
 from model_core.errors import HeadwaterError
-from streams.clients import confluent_config
+from streams.clients import confluent_config, resting
 from streams.settings import StreamSettings
 
 __all__ = ["BrokerAwayError", "Reader", "require_broker"]
 
 _METADATA_S: Final = 10.0
 _SILENCE_S: Final = 15.0
+_GLANCE_S: Final = 0.005
 
 
 class BrokerAwayError(HeadwaterError):
@@ -93,8 +94,12 @@ class Reader:
         return len(self._numbers[role])
 
     def poll(self, timeout_s: float, *, at_most: int = 1_000) -> list[tuple[str, Any]]:
-        """What has come: role and message, in the order of each partition."""
-        return [(role, message) for role, message in self._consume(timeout_s, at_most) if message.error() is None]
+        """What has come: role and message, in the order of each partition; where nothing has, wait so long."""
+        found = [(role, message) for role, message in self._consume(_GLANCE_S, at_most) if message.error() is None]
+        if not found:
+            with resting(self._consumer):
+                time.sleep(timeout_s)
+        return found
 
     def to_the_end(self) -> Iterator[tuple[str, Any]]:
         """Everything up to the present end of every partition.

@@ -116,7 +116,7 @@ class PolicySettings:
     slate_size: int = 10
     exploration: Literal["thompson", "ucb", "greedy"] = "thompson"
     particles: int = 8
-    thompson_scale: float = 0.5
+    thompson_scale: float = 0.25
     ucb_width: float = 1.0
     temperature: float = 0.02
     epsilon: float = 0.02
@@ -204,14 +204,14 @@ class LearnerSettings:
 
     discount: float = 0.5
     discount_unit_ms: int = 30 * _MINUTE_MS
-    learning_rate: float = 3e-3
-    weight_decay: float = 1e-4
-    batch_size: int = 256
+    learning_rate: float = 6e-3
+    weight_decay: float = 0.1
+    batch_size: int = 128
     buffer_size: int = 100_000
     slate_size: int = 10
     candidates: int = 256
-    negatives: int = 512
-    next_item_weight: float = 0.05
+    negatives: int = 256
+    next_item_weight: float = 0.2
     target_rate: float = 0.01
     held_out_share: float = 0.05
     prior_transitions: int = 10_000

@@ -10,6 +10,7 @@ embeddings their shape long before rewards could; and the value head learns the 
 a function of the transitions' order, the settings and the seed: a restored learner goes on bit for bit (on the CPU).
 """
 
+import copy
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -44,7 +45,7 @@ _EXAMINATION_PRIOR: Final = 20.0
 """Clicks that the guess `no bias` weighs in the estimate of a place's examination."""
 _EVALUATED: Final = 1_024
 """Transitions that held-out errors and examination are estimated from, at most."""
-_NEXT_ITEM_ROWS: Final = 96
+_NEXT_ITEM_ROWS: Final = 24
 """Rows of a batch whose whole histories enter the next-item loss: all would cost more than the rest of the step."""
 _PRIOR_VARIANCE: Final = 0.1
 _NEIGHBOUR_REACH: Final = 5
@@ -109,6 +110,7 @@ class Learner:
         self.trained_transitions = 0
         self._rng = np.random.default_rng(seed)
         self._online = Network(encoder, seed).to(self.device)
+        self._first: Network | None = None
         self._target = Network(encoder, seed).to(self.device).requires_grad_(requires_grad=False)
         self._optimizer = torch.optim.AdamW(
             self._online.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
@@ -169,8 +171,7 @@ class Learner:
 
         Returns:
             Means over the steps: `loss`, `td_error` (root mean square), `next_item_loss`, `q_spread` (deviation
-            of Q over the candidates of a state); and `td_error_held_out`, where anything is held out. Empty before
-            there is anything to learn from.
+            of Q over the candidates of a state). Empty before there is anything to learn from.
         """
         rows = self._buffer.rows(held_out=False)
         if not len(rows) or not self._offered:
@@ -181,11 +182,7 @@ class Learner:
             self.steps += 1
             if self.steps % _EXAMINATION_STEPS == 0:
                 self._estimate_examination()
-        metrics = {name: total / steps for name, total in totals.items()}
-        held_out = self._buffer.rows(held_out=True)[-_EVALUATED:]
-        if len(held_out):
-            metrics["td_error_held_out"] = self._td_error(held_out)
-        return metrics
+        return {name: total / steps for name, total in totals.items()}
 
     def _step(self, rows: npt.NDArray[np.int64]) -> dict[str, float]:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
@@ -230,7 +227,7 @@ class Learner:
             target_vectors = self._target.item_vectors(items[candidates])
             target = (target_states.next_user * self._target.reward_weights) @ target_vectors.T
             value = double_q_values(online.float(), target.float(), self.settings.slate_size)
-            return value, online.std(dim=1).mean().item()
+            return value, online.std(dim=1, correction=0).mean().item()
 
     def _next_item_loss(self, batch: _Batch, states: _States, vectors: Tensor) -> Tensor:
         """Sampled cross entropy of the item clicked next, at every prefix of some of the histories."""
@@ -314,26 +311,36 @@ class Learner:
         theirs = context_tokens(context, self.encoder.token_rows)
         return ours + theirs, [1.0 / len(part) for part in (ours, theirs) for _ in part]
 
-    def _evaluate(self, rows: npt.NDArray[np.int64]) -> tuple[_Batch, _States, Tensor]:
-        """Encoded transitions and item vectors of the online network, without gradients."""
+    def _evaluate(self, network: Network, rows: npt.NDArray[np.int64]) -> tuple[_Batch, _States, Tensor]:
+        """Encoded transitions and item vectors of a network, without gradients."""
         with torch.no_grad():
             batch = self._batch(rows)
-            items = self._online.item_inputs(self._all_items())
-            return batch, self._encode(self._online, batch, items), self._online.item_vectors(items)
+            items = network.item_inputs(self._all_items())
+            return batch, self._encode(network, batch, items), network.item_vectors(items)
 
-    def _td_error(self, rows: npt.NDArray[np.int64]) -> float:
-        """Root mean squared TD error, V(s') being the value head's."""
-        batch, states, vectors = self._evaluate(rows)
+    def _held_out(self) -> dict[str, float]:
+        """Root mean squared TD errors on the latest held-out transitions: of this model, and of this process's first.
+
+        Targets are those of this model's V(s') for both, so that one may be compared with the other.
+        """
+        rows = self._buffer.latest(_EVALUATED, held_out=True)
+        if not len(rows) or self._first is None:
+            return {}
+        batch, states, vectors = self._evaluate(self._online, rows)
+        _, states_first, vectors_first = self._evaluate(self._first, rows)
         with torch.no_grad():
-            q = self._q(self._online, states.user, vectors, batch.slate)
             y = td_targets(batch.slate_reward, batch.discount, self._online.value(states.after))
+            q = self._q(self._online, states.user, vectors, batch.slate)
+            q_first = self._q(self._first, states_first.user, vectors_first, batch.slate)
             weight = self._weights(batch)
-            return ((weight * (q - y) ** 2).sum() / weight.sum()).sqrt().item()
+            errors = ((weight * (each - y) ** 2).sum() / weight.sum() for each in (q, q_first))
+            now, first = (error.sqrt().item() for error in errors)
+        return {"td_error_held_out": now, "td_error_held_out_first": first}
 
     def _estimate_examination(self) -> None:
         """How much each place is looked at: observed rewards over those expected if all were looked at alike."""
         rows = self._buffer.latest(_EVALUATED)
-        batch, states, vectors = self._evaluate(rows)
+        batch, states, vectors = self._evaluate(self._online, rows)
         with torch.no_grad():
             value = batch.discount * self._online.value(states.after)
             expected = (self._q(self._online, states.user, vectors, batch.slate) - value[:, None]).clamp(min=0.005)
@@ -350,10 +357,10 @@ class Learner:
     def publish(self) -> ServingModel:
         """The next version of the model; training goes on as if nothing had happened."""
         self.version += 1
-        metrics = {}
+        if self._first is None:
+            self._first = copy.deepcopy(self._online)
         prior = self._prior()
-        if len(held_out := self._buffer.rows(held_out=True)[-_EVALUATED:]) and self._offered:
-            metrics["td_error_held_out"] = self._td_error(held_out)
+        metrics = self._held_out()
         metrics["noise_variance"] = prior.noise_variance
         metrics["prior_trace"] = float(np.trace(np.linalg.inv(prior.precision)))
         return ServingModel(
@@ -381,7 +388,7 @@ class Learner:
             return start
         users, features, targets, weights = [], [], [], []
         for part in np.array_split(rows, max(1, len(rows) // _EVALUATED)):
-            batch, states, vectors = self._evaluate(part)
+            batch, states, vectors = self._evaluate(self._online, part)
             with torch.no_grad():
                 shown = batch.shown.bool()
                 y = td_targets(batch.slate_reward, batch.discount, self._online.value(states.after))

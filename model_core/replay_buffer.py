@@ -123,9 +123,9 @@ class ReplayBuffer:
         """Rows for training, or the held-out ones."""
         return np.flatnonzero(self.columns["used"] & (self.columns["held_out"] == held_out))
 
-    def latest(self, count: int) -> npt.NDArray[np.int64]:
-        """The rows of the latest transitions by event time, latest last."""
-        used = np.flatnonzero(self.columns["used"])
+    def latest(self, count: int, *, held_out: bool | None = None) -> npt.NDArray[np.int64]:
+        """The rows of the latest transitions by event time, latest last; of all, or as in `rows`."""
+        used = np.flatnonzero(self.columns["used"]) if held_out is None else self.rows(held_out=held_out)
         order = np.argsort(self.columns["event_time_ms"][used], kind="stable")
         return used[order[-count:]]
 

@@ -11,13 +11,14 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from model_core.errors import SettingsError
-from streams.clients import confluent_config
+from streams.clients import confluent_config, resting
 from streams.settings import StreamSettings
 
 __all__ = ["Follower"]
 
 _BATCH: Final = 2_000
 _POLL_S: Final = 0.2
+_GLANCE_S: Final = 0.05
 _TIMEOUT_S: Final = 30.0
 
 
@@ -92,7 +93,7 @@ class Follower:
         consumer.assign([TopicPartition(self._topic, partition, 0) for partition in sorted(ahead)])
         while not self._stop.is_set():
             messages = []
-            for message in consumer.consume(_BATCH, _POLL_S):
+            for message in consumer.consume(_BATCH, _POLL_S if ahead else _GLANCE_S):
                 error = message.error()
                 if error is None:
                     messages.append(message)
@@ -106,6 +107,9 @@ class Follower:
                 self._apply(messages)
             if not ahead:
                 self.caught_up.set()
+            if not ahead and not messages:
+                with resting(consumer):
+                    self._stop.wait(_POLL_S)
 
 
 _PASSING: Final = frozenset(

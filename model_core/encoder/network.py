@@ -45,9 +45,8 @@ class Network(nn.Module):
 
     def item_inputs(self, items: ItemBatch) -> Tensor:
         """x(a); float32[n, E]."""
-        ids = functional.embedding(items.ids, self.tables["id_table"]).sum(dim=1)
-        words = functional.embedding(items.tokens, self.tables["token_table"])
-        return ids + (words * items.weights[:, :, None]).sum(dim=1)
+        ids = functional.embedding_bag(items.ids, self.tables["id_table"], mode="sum")
+        return ids + self._summed(items.tokens, items.weights)
 
     def item_vectors(self, x: Tensor) -> Tensor:
         """v(a) from x(a); float32[n, d]."""
@@ -67,7 +66,11 @@ class Network(nn.Module):
 
     def known(self, tokens: Tensor, weights: Tensor) -> Tensor:
         """Mean embeddings of traits and of context: rows [n, k], weights [n, k] → [n, E]."""
-        return (functional.embedding(tokens, self.tables["token_table"]) * weights[:, :, None]).sum(dim=1)
+        return self._summed(tokens, weights)
+
+    def _summed(self, tokens: Tensor, weights: Tensor) -> Tensor:
+        """Weighted sum of token embeddings: rows [n, k], weights [n, k] → [n, E]."""
+        return functional.embedding_bag(tokens, self.tables["token_table"], mode="sum", per_sample_weights=weights)
 
     def user_vectors(self, states: Tensor, known: Tensor) -> Tensor:
         """u(s); float32[n, d]."""
