@@ -8,7 +8,8 @@ from typing import Any, Final, Self
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
 from model_core.errors import HeadwaterError
-from streams.clients import confluent_config, resting
+from streams.assigned import Assigned
+from streams.clients import confluent_config
 from streams.settings import StreamSettings
 
 __all__ = ["BrokerAwayError", "Reader", "require_broker"]
@@ -57,18 +58,8 @@ class Reader:
         partition: int | None = None,
     ) -> None:
         self._roles = {settings.topic(role): role for role in roles}
-        self._consumer = Consumer(
-            confluent_config(
-                settings,
-                **{
-                    "group.id": "headwater-read",
-                    "isolation.level": "read_committed",
-                    "enable.auto.commit": False,
-                    "enable.partition.eof": True,
-                    "fetch.wait.max.ms": 20,
-                },
-            )
-        )
+        self._assigned = Assigned(settings, "headwater-read")
+        self._consumer = self._assigned.consumer
         known = self._consumer.list_topics(timeout=_METADATA_S).topics
         self._numbers = {
             role: sorted(known[topic].partitions) if topic in known else [] for topic, role in self._roles.items()
@@ -79,7 +70,7 @@ class Reader:
             for number in self._numbers[role]
             if partition is None or number == partition
         ]
-        self._consumer.assign([TopicPartition(*part, self._beginning(part, last)) for part in self._parts])
+        self._assigned.assign({part: self._beginning(part, last) for part in self._parts})
 
     def __enter__(self) -> Self:
         return self
@@ -87,7 +78,7 @@ class Reader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._consumer.close()
+        self._assigned.close()
 
     def partitions(self, role: str) -> int:
         """How many partitions the topic of a role has; 0 where it is not there."""
@@ -97,8 +88,7 @@ class Reader:
         """What has come: role and message, in the order of each partition; where nothing has, wait so long."""
         found = [(role, message) for role, message in self._consume(_GLANCE_S, at_most) if message.error() is None]
         if not found:
-            with resting(self._consumer):
-                time.sleep(timeout_s)
+            self._assigned.rest(timeout_s)
         return found
 
     def to_the_end(self) -> Iterator[tuple[str, Any]]:
@@ -121,7 +111,7 @@ class Reader:
 
     def _consume(self, timeout_s: float, at_most: int) -> Sequence[tuple[str, Any]]:
         found = []
-        for message in self._consumer.consume(at_most, timeout_s):
+        for message in self._assigned.consume(at_most, timeout_s):
             error = message.error()
             if error is not None and error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 - librdkafka's own name
                 raise KafkaException(error)

@@ -1,23 +1,12 @@
 """One place where settings become configurations of the three Kafka clients: librdkafka, aiokafka, kafka-python."""
 
-import contextlib
 import logging
 import ssl
-from collections.abc import Iterator
 from typing import Any, Final
-
-from confluent_kafka import Consumer
 
 from streams.settings import SecuritySettings, StreamSettings
 
-__all__ = [
-    "aiokafka_config",
-    "confluent_config",
-    "group_metadata",
-    "kafka_python_config",
-    "librdkafka_log",
-    "resting",
-]
+__all__ = ["aiokafka_config", "confluent_config", "group_metadata", "kafka_python_config", "librdkafka_log"]
 
 librdkafka_log: Final = logging.getLogger("librdkafka")
 """Where librdkafka's own log lines go."""
@@ -69,17 +58,6 @@ def aiokafka_config(settings: StreamSettings) -> dict[str, Any]:
             "sasl_plain_password": security.password,
         }
     return config
-
-
-@contextlib.contextmanager
-def resting(consumer: Consumer) -> Iterator[None]:
-    """Fetch nothing meanwhile: the embedded broker answers an empty fetch at once, so a waiting client would spin."""
-    assigned = consumer.assignment()
-    consumer.pause(assigned)
-    try:
-        yield
-    finally:
-        consumer.resume(assigned)
 
 
 def kafka_python_config(settings: StreamSettings) -> dict[str, Any]:

@@ -8,17 +8,17 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import structlog
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException
 
 from model_core.errors import SettingsError
-from streams.clients import confluent_config, resting
+from streams.assigned import Assigned
 from streams.settings import StreamSettings
 
 __all__ = ["Follower"]
 
 _BATCH: Final = 2_000
-_POLL_S: Final = 0.2
 _GLANCE_S: Final = 0.05
+_REST_S: Final = 0.2
 _TIMEOUT_S: Final = 30.0
 
 
@@ -60,7 +60,7 @@ class Follower:
 
     def _run(self) -> None:
         try:
-            consumer = self._consumer()
+            consumer = Assigned(self._settings, f"{self._topic}-no-group", fetch_wait_ms=100)
             try:
                 self._follow(consumer)
             finally:
@@ -70,30 +70,15 @@ class Follower:
         finally:
             self.caught_up.set()
 
-    def _consumer(self) -> Consumer:
-        return Consumer(
-            confluent_config(
-                self._settings,
-                **{
-                    "group.id": f"{self._topic}-no-group",
-                    "enable.auto.commit": False,
-                    "enable.partition.eof": True,
-                    "isolation.level": "read_committed",
-                    "auto.offset.reset": "earliest",
-                    "fetch.wait.max.ms": 100,
-                },
-            )
-        )
-
-    def _follow(self, consumer: Consumer) -> None:
-        metadata = consumer.list_topics(self._topic, _TIMEOUT_S).topics[self._topic]
+    def _follow(self, consumer: Assigned) -> None:
+        metadata = consumer.consumer.list_topics(self._topic, _TIMEOUT_S).topics[self._topic]
         if metadata.error is not None or not metadata.partitions:
             raise SettingsError(f"topic {self._topic} is not there: create it, or run `headwater topics create`")
         ahead = set(metadata.partitions)
-        consumer.assign([TopicPartition(self._topic, partition, 0) for partition in sorted(ahead)])
+        consumer.assign({(self._topic, partition): 0 for partition in sorted(ahead)})
         while not self._stop.is_set():
             messages = []
-            for message in consumer.consume(_BATCH, _POLL_S if ahead else _GLANCE_S):
+            for message in consumer.consume(_BATCH, _GLANCE_S):
                 error = message.error()
                 if error is None:
                     messages.append(message)
@@ -107,9 +92,8 @@ class Follower:
                 self._apply(messages)
             if not ahead:
                 self.caught_up.set()
-            if not ahead and not messages:
-                with resting(consumer):
-                    self._stop.wait(_POLL_S)
+                if not messages:
+                    consumer.rest(_REST_S, self._stop.wait)
 
 
 _PASSING: Final = frozenset(

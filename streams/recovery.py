@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from model_core.errors import InvariantError
-from streams.clients import confluent_config
+from streams.assigned import Assigned
 from streams.settings import StreamSettings
 from streams.store import RocksStore
 
@@ -35,19 +35,8 @@ class Reader:
     """A consumer of the group that is assigned by hand: for changelogs and committed offsets."""
 
     def __init__(self, settings: StreamSettings, group: str) -> None:
-        self.consumer = Consumer(
-            confluent_config(
-                settings,
-                **{
-                    "group.id": group,
-                    "enable.auto.commit": False,
-                    "enable.partition.eof": True,
-                    "isolation.level": "read_committed",
-                    "auto.offset.reset": "earliest",
-                    "fetch.wait.max.ms": 20,
-                },
-            )
-        )
+        self._assigned = Assigned(settings, group)
+        self.consumer = self._assigned.consumer
 
     def end(self, topic: str, partition: int) -> int:
         """First offset that no committed record has."""

@@ -1,0 +1,70 @@
+"""A librdkafka consumer without a group, assigned by hand, that can rest.
+
+The embedded broker answers an empty fetch at once, instead of holding it back as it was asked to: a client that waits
+for news would ask some 8 000 times a second. So whoever finds nothing rests, and then goes on where it was.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, TopicPartition
+
+from streams.clients import confluent_config
+from streams.settings import StreamSettings
+
+__all__ = ["Assigned"]
+
+
+class Assigned:
+    """Reads partitions from given offsets on; committed records alone, and the events of their ends.
+
+    Args:
+        settings: of the broker.
+        name: shown to the broker as the group, of which nothing is ever committed.
+        fetch_wait_ms: how long a broker may hold back a fetch that finds nothing.
+
+    Attributes:
+        consumer: the client, for questions.
+    """
+
+    def __init__(self, settings: StreamSettings, name: str, *, fetch_wait_ms: int = 20) -> None:
+        self._positions: dict[tuple[str, int], int] = {}
+        self.consumer = Consumer(
+            confluent_config(
+                settings,
+                **{
+                    "group.id": name,
+                    "enable.auto.commit": False,
+                    "enable.partition.eof": True,
+                    "isolation.level": "read_committed",
+                    "auto.offset.reset": "earliest",
+                    "fetch.wait.max.ms": fetch_wait_ms,
+                },
+            )
+        )
+
+    def assign(self, positions: Mapping[tuple[str, int], int]) -> None:
+        """Read these partitions, from these offsets on, and no others."""
+        self._positions = dict(positions)
+        self.consumer.assign([TopicPartition(*part, at) for part, at in self._positions.items()])
+
+    def consume(self, at_most: int, timeout_s: float) -> list[Any]:
+        """Messages and events of ends, in the order of each partition."""
+        messages: list[Any] = self.consumer.consume(at_most, timeout_s)
+        for message in messages:
+            if message.error() is None:
+                self._positions[message.topic(), message.partition()] = message.offset() + 1
+            elif message.error().code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - its public name
+                self._positions[message.topic(), message.partition()] = message.offset()
+        return messages
+
+    def rest(self, seconds: float, wait: Callable[[float], Any] = time.sleep) -> None:
+        """Fetch nothing for so long, then go on."""
+        self.consumer.unassign()
+        wait(seconds)
+        self.assign(self._positions)
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self.consumer.close()
