@@ -1,5 +1,6 @@
 """`headwater check`: would a team's topics do? Reads a sample, runs it through the real engine, commits nothing."""
 
+from collections import Counter
 from typing import Final
 
 import msgspec
@@ -25,7 +26,7 @@ class Sampled(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         topic: its name.
         partitions: None where it is not there.
-        records: that were looked at.
+        records: that were looked at, heartbeats apart.
         refused: of them, by reason.
     """
 
@@ -61,6 +62,7 @@ def check_topics(settings: Settings, sample: int) -> Checked:
         sample: records of each topic, at most.
     """
     sink = Discard()
+    keyed: Counter[str] = Counter()
     with Reader(settings.streams, _READ, last=sample) as reader:
         partitions = {role: reader.partitions(role) for role in _READ}
         many = max((partitions[role] for role in SOURCES), default=0)
@@ -70,6 +72,7 @@ def check_topics(settings: Settings, sample: int) -> Checked:
         )
         for role, message in reader.to_the_end():
             key, value = message.key(), message.value()
+            keyed[role] += key is not None
             if role == "items":
                 backfill.item(key, value)
                 continue
@@ -86,7 +89,7 @@ def check_topics(settings: Settings, sample: int) -> Checked:
         role: Sampled(
             topic=settings.streams.topic(role),
             partitions=partitions[role] or None,
-            records=backfill.records[role],
+            records=keyed[role],
             refused={reason: count for (source, reason), count in sorted(sink.refused.items()) if source == role},
         )
         for role in _READ

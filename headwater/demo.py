@@ -42,8 +42,8 @@ __all__ = ["Demo", "DemoOptions", "DemoSummary", "Status"]
 _START_MS: Final = 1_700_000_000_000
 """Event time of the first round, in November 2023: any past time would do."""
 _ROUND_MS: Final = 300_000
-_ROUND_S: Final = 3.0
-"""A round of everybody takes this long at least, so event time runs a hundred times as fast as the clock."""
+_ROUND_S: Final = 6.0
+"""A round of everybody takes this long at least, so event time runs fifty times as fast as the clock."""
 _GAP_MS: Final = 400_000
 _MAX_ROUNDS: Final = 400
 _LEAST_LOOP_SHARE: Final = 0.35
@@ -64,13 +64,13 @@ JOIN_OPTIONS: Final = {
     "join.session_gap_ms": _GAP_MS,
     "join.history_length": 30,
 }
-"""Windows of minutes: at the demo's pace an impression settles some four seconds after it was shown."""
+"""Windows of minutes: at the demo's pace an impression settles some eight seconds after it was shown."""
 
 TRAINER_OPTIONS: Final = {
     "trainer.min_transitions": 2_000,
     "trainer.early_transitions": 12_000,
     "trainer.early_replay_ratio": 5.0,
-    "trainer.replay_ratio": 5.0,
+    "trainer.replay_ratio": 10.0,
     "trainer.niceness": 0,
     "trainer.publish_interval_s": 8.0,
     "trainer.checkpoint_interval_s": 60.0,

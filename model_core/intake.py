@@ -31,6 +31,7 @@ class SourceRecord(NamedTuple):
         log_time_ms: the log's timestamp; None where there is no log.
         key: as it stands there.
         value: as it stands there; None is a null.
+        attempt: 1, or one more than that of the dead letter that it was sent again from.
     """
 
     role: Role
@@ -38,6 +39,7 @@ class SourceRecord(NamedTuple):
     log_time_ms: int | None
     key: bytes | None
     value: bytes | None
+    attempt: int = 1
 
 
 class Output(NamedTuple):
@@ -122,7 +124,7 @@ def take_in(
             event = _event(source, now, settings)
         except DecodeError as error:
             intake.counters[error.reason] += 1
-            origin = Origin(source.role, partition, source.offset)
+            origin = Origin(source.role, partition, source.offset, source.attempt)
             intake.dead.append(dead_letter(Dead(error.reason, str(error), origin, source.key, source.value)))
             continue
         if event is None:
@@ -170,6 +172,11 @@ def dead_letter(dead: Dead) -> Output:
     """The original key and bytes, with why and from where in the headers."""
     origin = dead.origin
     headers = DeadLetterHeaders(
-        reason=dead.reason, topic=origin.topic, partition=origin.partition, offset=origin.offset, error=dead.error
+        reason=dead.reason,
+        topic=origin.topic,
+        partition=origin.partition,
+        offset=origin.offset,
+        error=dead.error,
+        attempt=origin.attempt,
     )
     return Output("dead-letters", dead.key, dead.value, headers.pairs())

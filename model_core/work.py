@@ -66,7 +66,7 @@ class Work:
         if event.source.offset <= self.state.offsets[role]:
             self._counters["replayed"] += 1
             return
-        origin = Origin(event.source.role, partition, event.source.offset)
+        origin = Origin(event.source.role, partition, event.source.offset, event.source.attempt)
         self._gone = event.record is None
         if event.record is None:
             self._erase()

@@ -51,6 +51,7 @@ class Origin(Struct, array_like=True, frozen=True):
     topic: str
     partition: int
     offset: int
+    attempt: int = 1
 
 
 class Entry(Struct, array_like=True, frozen=True):
