@@ -69,7 +69,7 @@ JOIN_OPTIONS: Final = {
 TRAINER_OPTIONS: Final = {
     "trainer.min_transitions": 2_000,
     "trainer.early_transitions": 12_000,
-    "trainer.early_replay_ratio": 5.0,
+    "trainer.early_replay_ratio": 10.0,
     "trainer.replay_ratio": 10.0,
     "trainer.niceness": 0,
     "trainer.publish_interval_s": 8.0,

@@ -16,6 +16,7 @@ def configure(level: str = "info") -> None:
     """
     threshold = logging.getLevelNamesMapping()[level.upper()]
     logging.basicConfig(level=max(threshold, logging.WARNING), stream=sys.stderr, format="%(message)s", force=True)
+    logging.getLogger("kafka.net").setLevel(logging.ERROR)  # kafka-python tells of each 0.1 s that its loop had to wait
     terminal = sys.stderr.isatty()
     structlog.configure(
         processors=[

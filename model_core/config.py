@@ -205,7 +205,7 @@ class LearnerSettings:
     discount: float = 0.5
     discount_unit_ms: int = 30 * _MINUTE_MS
     learning_rate: float = 6e-3
-    weight_decay: float = 0.1
+    weight_decay: float = 0.4
     batch_size: int = 128
     buffer_size: int = 100_000
     slate_size: int = 10
