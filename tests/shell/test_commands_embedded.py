@@ -54,11 +54,11 @@ class Deployment:
         return json.loads(result.stdout.splitlines()[-1]) if exit_code in (0, 4) else result.stderr.decode()
 
     @contextmanager
-    def worker(self) -> Iterator[None]:
-        """A personalize worker, which has to end with 0 when it is told to."""
+    def worker(self, *command: str) -> Iterator[None]:
+        """A worker, personalize where none is named, which has to end with 0 when it is told to."""
         with (self.folder / "worker.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "headwater", *("worker", "personalize")],
+                [sys.executable, "-m", "headwater", *(command or ("worker", "personalize"))],
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **self.environment},
@@ -83,12 +83,16 @@ class Deployment:
 
     def produce(self, impressions: list[Any], clicks: list[Any]) -> None:
         """Publish a folder of JSONL logs."""
+        self.logs(impressions, clicks)
+        self.command("produce", str(self.folder / "log"))
+
+    def logs(self, impressions: list[Any], clicks: list[Any]) -> None:
+        """Write a folder of JSONL logs."""
         log = self.folder / "log"
         log.mkdir()
         for topic, lines in (("impressions", impressions), ("clicks", clicks)):
             text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
             (log / f"{topic}.jsonl").write_text(text)
-        self.command("produce", str(log))
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +161,26 @@ def test_topics_and_files_leave_the_same_last_revisions(
     assert len(through_topics) == rows
     if clicks is not None:
         assert sum(one["reward"] > 0 for one in through_topics.values()) == clicks == replayed["outcomes"]["joined"]
+
+
+def test_a_trained_model_is_taken_in_and_serves_a_backfill_too(deployment: Deployment) -> None:
+    """What the trainer published serves in the worker, is written to files by `inspect`, and replays from there."""
+    deployment.environment |= {"HEADWATER_TRAINER_MIN_TRANSITIONS": "500", "HEADWATER_TRAINER_PUBLISH_INTERVAL_S": "5"}
+    deployment.command("produce", "simulate", "--closing-ms", str(SETTLES_MS))
+    with deployment.worker(), deployment.worker("worker", "train"):
+        deployment.read_until("recommendations", lambda messages: any(map(serves_a_model, messages)))
+        model = deployment.command("inspect", "model", "--out", str(deployment.folder / "model"))
+    assert model["version"] >= 1
+    assert model["metrics"]["td_error_held_out"] > 0
+    deployment.logs([impression(1, 1_700_000_000_000)], [])
+    out, model_folder = str(deployment.folder / "out"), str(deployment.folder / "model")
+    replayed = deployment.command("replay", str(deployment.folder / "log"), "--out", out, "--model", model_folder)
+    assert replayed["model_version"] == model["version"]
+
+
+def serves_a_model(recommendation: Any) -> bool:
+    """Whether a trained model chose the slate."""
+    return bool(json.loads(recommendation.value())["model_version"])
 
 
 def test_what_was_refused_is_listed_mended_and_sent_again(deployment: Deployment) -> None:

@@ -64,7 +64,10 @@ def test_a_restored_learner_goes_on_bit_for_bit(before: int) -> None:
         for later in transitions(30, users=20, seed=9):
             one.add(msgspec.structs.replace(later, transition_id=f"later-{later.transition_id}"))
         one.train(8)
-    assert packed(resumed.publish()) == packed(whole.publish())
+    models = [one.publish() for one in (resumed, whole)]
+    for model in models:
+        model.metrics.pop("td_error_held_out_first")  # of the process's first model: a new process has another
+    assert packed(models[0]) == packed(models[1])
     assert resumed.checkpoint() == whole.checkpoint()
     assert (resumed.version, resumed.steps) == (whole.version, whole.steps)
 
