@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args, get_origin
 
 import msgspec
 
@@ -194,7 +194,8 @@ def _converted(name: str, value: Any, hint: Any, source: str) -> Any:
         return msgspec.convert(value, hint, strict=not isinstance(value, str), dec_hook=_path)
     except (msgspec.ValidationError, json.JSONDecodeError) as error:
         shown = "***" if name in _SECRETS else repr(value)
-        raise SettingsError(f"{name} = {shown} ({source}): {error}") from error
+        choices = f"; expected one of {', '.join(map(str, get_args(hint)))}" if get_origin(hint) is Literal else ""
+        raise SettingsError(f"{name} = {shown} ({source}): {error}{choices}") from error
 
 
 def _is_mapping(hint: Any) -> bool:
