@@ -287,8 +287,10 @@ class TrainingLoop:
             return False
         if self._settings.publish_every_transitions > 0:
             return now - self._input_s >= self._settings.publish_interval_s
+        if self._published_s is None:  # the first model: as soon as it has learned what it can from what there is
+            return not self._schedule.round_due()
         interval_s = max(self._settings.publish_interval_s, _PUBLISH_SHARE * self._publish_cost_s)
-        return self._published_s is None or now - self._published_s >= interval_s
+        return now - self._published_s >= interval_s
 
     def _publish(self) -> None:
         began = self._clock()
