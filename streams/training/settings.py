@@ -37,9 +37,9 @@ class TrainerSettings:
         steps_per_round: training steps done at a time.
         publish_interval_s: a model goes out this many seconds after the last one, if it has learned since (10
             times the duration of making one where that is more).
-        publish_every_transitions: the first model goes out once what is there is learned, others at every multiple of this count,
-            whatever the clock says, and once more when input pauses for `publish_interval_s`; 0 for by the
-            clock.
+        publish_every_transitions: the first model goes out once what is there is learned, others at every
+            multiple of this count, whatever the clock says, and once more when input pauses for
+            `publish_interval_s`; 0 for by the clock.
         versions_kept: model versions whose parts stay in the topic, the newest included.
         in_flight_bytes: transitions handed to the child and not yet consumed; more waits in Kafka.
         stop_timeout_s: a child that has not checkpointed and ended by then is killed (its last checkpoint
