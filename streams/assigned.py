@@ -30,6 +30,7 @@ class Assigned:
 
     def __init__(self, settings: StreamSettings, name: str, *, fetch_wait_ms: int = 20) -> None:
         self._positions: dict[tuple[str, int], int] = {}
+        self._at_end: set[tuple[str, int]] = set()
         self.consumer = Consumer(
             confluent_config(
                 settings,
@@ -47,20 +48,29 @@ class Assigned:
     def assign(self, positions: Mapping[tuple[str, int], int]) -> None:
         """Read these partitions, from these offsets on, and no others."""
         self._positions = dict(positions)
+        self._at_end.clear()
         self.consumer.assign([TopicPartition(*part, at) for part, at in self._positions.items()])
 
     def consume(self, at_most: int, timeout_s: float) -> list[Any]:
         """Messages and events of ends, in the order of each partition."""
         messages: list[Any] = self.consumer.consume(at_most, timeout_s)
         for message in messages:
+            part = message.topic(), message.partition()
             if message.error() is None:
-                self._positions[message.topic(), message.partition()] = message.offset() + 1
+                self._positions[part] = message.offset() + 1
+                self._at_end.discard(part)
             elif message.error().code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - its public name
-                self._positions[message.topic(), message.partition()] = message.offset()
+                self._positions[part] = message.offset()
+                self._at_end.add(part)
         return messages
 
     def rest(self, seconds: float, wait: Callable[[float], Any] = time.sleep) -> None:
-        """Fetch nothing for so long, then go on."""
+        """Where every partition was read to its end, fetch nothing for so long, then go on.
+
+        Elsewhere records are on their way, and letting go of the partitions would throw them away each time.
+        """
+        if self._at_end != self._positions.keys():
+            return
         self.consumer.unassign()
         wait(seconds)
         self.assign(self._positions)

@@ -1,7 +1,8 @@
 """Records that a task has fetched and not yet taken: merged by event time, bounded in number and bytes.
 
 While one batch commits, records gather for the next. A topic that is ahead in event time waits while the other one
-has records on the way, so that a lag of one topic does not fill the state with the other's events.
+has records on the way, so that a lag of one topic does not fill the state with the other's events. At the beginning
+both wait for the traits that are on the way, so that a backlog is learned from with the traits that its people have.
 """
 
 from collections import deque
@@ -75,6 +76,7 @@ class Gather:
         self._max_bytes = max_bytes
         self._behind = behind
         self._queues = {role: _Queue() for role in ("users", *_TIMED)}
+        self._await_users = True
 
     def put(self, role: str, records: Sequence[SourceRecord]) -> None:
         """Add fetched records, in the order of their log."""
@@ -106,7 +108,7 @@ class Gather:
 
         Args:
             max_records: roughly; chunks are not split.
-            patient: let a topic that is ahead wait for the other one.
+            patient: let a topic that is ahead wait for the other one, and both for the first traits.
         """
         records: dict[str, list[SourceRecord]] = {role: [] for role in self._queues}
         count = 0
@@ -125,6 +127,9 @@ class Gather:
     def _next(self, *, patient: bool) -> str | None:
         if self._queues["users"].chunks:
             return "users"
+        self._await_users = self._await_users and patient and self._behind("users")
+        if self._await_users:
+            return None
         ready = [role for role in _TIMED if self._queues[role].chunks]
         if len(ready) == 1 and patient and self._ahead(ready[0]):
             return None

@@ -56,3 +56,24 @@ def test_a_reader_that_rests_between_looks_sees_everything_once(settings: Stream
             if not messages:
                 reader.rest(0.01)
     reader.close()
+
+
+def test_a_reader_rests_only_where_everything_was_read(settings: StreamSettings) -> None:
+    """However short it looks: a backlog that takes longer than a look is read to its end before the first rest."""
+    backlog = 20_000
+    producer = Producer(confluent_config(settings))
+    for number in range(backlog):
+        producer.produce("clicks", b"x" * 200, b"u", number % PARTITIONS)
+        producer.poll(0)
+    producer.flush(PATIENCE_S)
+    reader = Assigned(settings, "test")
+    reader.assign({("clicks", partition): 0 for partition in range(PARTITIONS)})
+    found: list[int] = []
+    at_rests: list[int] = []
+    deadline = time.monotonic() + PATIENCE_S
+    while len(at_rests) < 3:
+        assert time.monotonic() < deadline, (len(found), at_rests)
+        found.extend(message.offset() for message in reader.consume(1_000, 0.0001) if message.error() is None)
+        reader.rest(0.0, lambda _: at_rests.append(len(found)))
+    reader.close()
+    assert at_rests == [backlog] * 3

@@ -44,6 +44,35 @@ def test_a_topic_that_is_ahead_waits_while_the_other_has_records_on_the_way() ->
     assert taken.offsets == {"clicks": (0, 1)}
 
 
+def test_a_backlog_waits_for_the_traits_on_the_way_and_later_traits_hold_nothing_up() -> None:
+    """Until `users` was read to its end once, or patience is over."""
+    behind = {"users"}
+    made = Gather(max_records=1_000, max_bytes=1 << 20, behind=behind.__contains__)
+    made.put("impressions", records("impressions", 0, [100]))
+    assert made.take(10) is None
+    made.put("users", [SourceRecord("users", 0, None, b"u", b"{}")])
+    taken = made.take(10)
+    assert taken is not None
+    assert taken.offsets == {"users": (0, 1)}
+    behind.clear()
+    taken = made.take(10)
+    assert taken is not None
+    assert taken.offsets == {"impressions": (0, 1)}
+    behind.add("users")
+    made.put("impressions", records("impressions", 1, [200]))
+    assert made.take(10) is not None
+
+
+def test_patience_with_traits_ends() -> None:
+    """Where `users` never comes to an end, impressions are taken all the same, and from then on at once."""
+    made = gather(behind=frozenset({"users"}))
+    made.put("impressions", records("impressions", 0, [100]))
+    assert made.take(10) is None
+    assert made.take(10, patient=False) is not None
+    made.put("impressions", records("impressions", 1, [200]))
+    assert made.take(10) is not None
+
+
 def test_what_is_full_says_so_until_half_of_it_is_gone() -> None:
     """Fetching pauses at the limit and goes on at half of it."""
     made = gather(max_records=600)
