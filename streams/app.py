@@ -31,12 +31,11 @@ from streams.task import Identity
 from streams.tasks import ROLE, TaskOwnership, Work
 from streams.transport.batches import BatchTransport
 from streams.web.server import WebServer
+from streams.web.watch import watched
 
 __all__ = ["BatchSchema", "create_app", "run_worker", "serve", "wait_for_broker"]
 
 _AWAY_POLL_S: Final = 2.0
-_BEAT_S: Final = 0.5
-_UNWELL_S: Final = 15.0
 _log = structlog.get_logger()
 
 
@@ -213,7 +212,6 @@ class _Worker:
         self._engine = engine
         self._metrics = Metrics()
         self._ready = ready
-        self._beat_s = time.monotonic()
         self._compute = ThreadPoolExecutor(1, "compute")
         self._commits = ThreadPoolExecutor(max(8, settings.partitions), "commit")
         self._catalogue = CatalogueFeed(engine.catalogue, self._metrics)
@@ -238,14 +236,10 @@ class _Worker:
         loop = self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        web = self._web()
-        beat = asyncio.ensure_future(self._beat())
         try:
-            return await self._run(web)
+            async with watched(self._settings, self._metrics.registry, self._unready) as web:
+                return await self._run(web)
         finally:
-            beat.cancel()
-            if web is not None:
-                web.stop()
             self._compute.shutdown(wait=False, cancel_futures=True)
             self._commits.shutdown(wait=False, cancel_futures=True)
 
@@ -299,23 +293,6 @@ class _Worker:
 
     def _failed(self, error: BaseException) -> None:
         asyncio.run_coroutine_threadsafe(self._app.crash(error), self._loop)
-
-    async def _beat(self) -> None:
-        while True:
-            self._beat_s = time.monotonic()
-            await asyncio.sleep(_BEAT_S)
-
-    def _web(self) -> WebServer | None:
-        settings = self._settings
-        if settings.web_port is None:
-            return None
-        web = WebServer(settings.web_host, settings.web_port, self._metrics.registry, self._unwell, self._unready)
-        web.start()
-        return web
-
-    def _unwell(self) -> list[str]:
-        silent_s = time.monotonic() - self._beat_s
-        return [f"the event loop has not run for {silent_s:.0f} s"] if silent_s > _UNWELL_S else []
 
     def _unready(self) -> list[str]:
         serving = self._app is not None and self._app.tables.serving.is_set()

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import functools
 import signal
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -32,14 +31,13 @@ from streams.training.service import TrainerService
 from streams.training.settings import TrainerSettings
 from streams.training.sink import BrokerAway
 from streams.web.server import WebServer
+from streams.web.watch import watched
 
 __all__ = ["TrainerSettings", "run_trainer"]
 
 _log = structlog.get_logger(__name__)
 _APP_STOP_MS: Final = 2_000
 _POLL_S: Final = 0.02
-_BEAT_S: Final = 0.5
-_UNWELL_S: Final = 15.0
 
 
 def run_trainer(
@@ -93,7 +91,6 @@ class _Trainer:
         self._ready = ready
         self._command = command
         self._metrics = TrainerMetrics()
-        self._beat_s = time.monotonic()
         self._stop = asyncio.Event()
         self._app: Any = None
         self._failure: BaseException | None = None
@@ -103,16 +100,10 @@ class _Trainer:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        beat = asyncio.create_task(self._beat())
-        web = self._web()
-        try:
+        async with watched(self._settings, self._metrics.registry, self._unready) as web:
             if not await wait_for_broker(self._settings, self._stop):
                 return 0
             return await self._run(web)
-        finally:
-            beat.cancel()
-            if web is not None:
-                web.stop()
 
     async def _run(self, web: WebServer | None) -> int:
         publisher = await asyncio.to_thread(self._publisher)
@@ -243,23 +234,6 @@ class _Trainer:
         _log.info("trainer reads", web=None if web is None else web.address)
         if self._ready is not None:
             self._ready(web)
-
-    async def _beat(self) -> None:
-        while True:
-            self._beat_s = time.monotonic()
-            await asyncio.sleep(_BEAT_S)
-
-    def _web(self) -> WebServer | None:
-        settings = self._settings
-        if settings.web_port is None:
-            return None
-        web = WebServer(settings.web_host, settings.web_port, self._metrics.registry, self._unwell, self._unready)
-        web.start()
-        return web
-
-    def _unwell(self) -> list[str]:
-        silent_s = time.monotonic() - self._beat_s
-        return [f"the event loop has not run for {silent_s:.0f} s"] if silent_s > _UNWELL_S else []
 
     def _unready(self) -> list[str]:
         serving = self._app is not None and self._app.tables.serving
