@@ -1,7 +1,8 @@
 """Where a stream task's RocksDB lives, and when what lies there is no longer to be believed.
 
-A store is a cache of its changelog. It is wiped where it belongs to another changelog, is ahead of it, or is so old
-that tombstones it never saw may be gone. Where another process still holds the directory, a private one is used.
+A store is a cache of its changelog. It is wiped where its files are damaged, where it belongs to another changelog, is
+ahead of it, or is so old that tombstones it never saw may be gone. Where another process still holds the directory, a
+private one is used.
 """
 
 import os
@@ -13,9 +14,10 @@ from typing import Final
 
 import structlog
 
+from streams.failpoints import failpoint
 from streams.ports import TOPICS
 from streams.settings import StreamSettings
-from streams.store import RocksStore
+from streams.store import RocksStore, StoreDamagedError
 
 __all__ = ["open_store"]
 
@@ -43,14 +45,27 @@ def open_store(
         now_ms: the wall clock.
     """
     path = settings.data_dir / role / str(partition)
-    store = _open(path, settings, now_ms)
-    reason = _disbelief(store, settings, topics=topics, end=end, now_ms=now_ms())
-    if reason is None:
-        return store
+    try:
+        store = _open(path, settings, now_ms)
+        reason = _disbelief(store, settings, topics=topics, end=end, now_ms=now_ms())
+        if reason is None:
+            return store
+        path = store.path
+        store.close()
+    except StoreDamagedError as damage:
+        path, reason = damage.path, f"it is damaged: {damage}"
     structlog.get_logger().warning("store-wiped", partition=partition, reason=reason)
-    store.close()
-    shutil.rmtree(store.path)
-    return RocksStore(store.path, block_cache_bytes=settings.block_cache_bytes, now_ms=now_ms)
+    _wipe(path)
+    return RocksStore(path, block_cache_bytes=settings.block_cache_bytes, now_ms=now_ms)
+
+
+def _wipe(path: Path) -> None:
+    """Out of the way in one step, so that half of it is never opened as if it were whole; then away."""
+    gone = path.with_name(f"{path.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    path.rename(gone)
+    failpoint("store-wiped")
+    shutil.rmtree(gone)
 
 
 def _open(path: Path, settings: StreamSettings, now_ms: Callable[[], int]) -> RocksStore:
@@ -58,6 +73,8 @@ def _open(path: Path, settings: StreamSettings, now_ms: Callable[[], int]) -> Ro
     while True:
         try:
             return RocksStore(path, block_cache_bytes=settings.block_cache_bytes, now_ms=now_ms)
+        except StoreDamagedError:
+            raise  # Its text may speak of a block.
         except Exception as error:
             if "lock" not in str(error).lower():
                 raise

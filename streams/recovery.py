@@ -12,6 +12,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from model_core.errors import InvariantError
 from streams.assigned import Assigned
+from streams.failpoints import failpoint
 from streams.settings import StreamSettings
 from streams.store import RocksStore
 
@@ -85,6 +86,7 @@ def recover(
                 heard = time.monotonic()
                 position = reached
                 store.restore(changes, position)
+                failpoint("recovery-batch")
                 records += len(messages)
                 size += sum(len(key) + len(value or b"") for key, value in changes.items())
             elif time.monotonic() - heard > _STALL_S:

@@ -2,18 +2,25 @@
 
 Keys: `u‖user` for records, `m‖name` for reserved ones, both as in the changelog; `s‖due_be64‖user` and
 `o‖due_be64‖user` for the index of what is due; `p` for the next changelog offset; `t` for when it was last written.
+
+RocksDB checks its files when it opens them, and a block when it reads it. What turns out to be damaged is marked, so
+that the next start rebuilds it from the changelog instead of failing at the same place for ever.
 """
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import structlog
 from rocksdict import BlockBasedOptions, Cache, Options, Rdict, ReadOptions, WriteBatch
 
+from model_core.errors import StateError
+from streams.failpoints import failpoint
 from streams.ports import META, USER, Due, unpack_due
 
-__all__ = ["MemoryStore", "RocksStore"]
+__all__ = ["MemoryStore", "RocksStore", "StoreDamagedError"]
 
 _SETTLE: Final = b"s"
 _ORPHAN: Final = b"o"
@@ -23,6 +30,21 @@ _KINDS: Final = (_SETTLE, _ORPHAN)
 _NOTHING: Final[Due] = (None, None)
 _PREFIX_BYTES: Final = 9
 _WRITE_BUFFER_BYTES: Final = 16 << 20
+_MARK: Final = "DAMAGED"
+_DAMAGE: Final = ("Corruption:", "IO error: No such file or directory:")
+"""How RocksDB's errors begin where its files are not what it wrote; its classes of errors are lost on the way here."""
+
+
+class StoreDamagedError(StateError):
+    """The files of a store are not what RocksDB wrote; nothing in them is to be believed.
+
+    Attributes:
+        path: of the store.
+    """
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(what)
+        self.path = path
 
 
 def _index_key(kind: bytes, at_ms: int, user: bytes) -> bytes:
@@ -38,6 +60,7 @@ class RocksStore:
         now_ms: the wall clock, for the age of the directory.
 
     Raises:
+        StoreDamagedError: its files are damaged, or were found to be so before.
         Exception: of rocksdict, where another process holds the directory.
     """
 
@@ -45,8 +68,32 @@ class RocksStore:
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._now_ms = now_ms
-        self._db: Rdict | None = Rdict(str(path), options=_options(block_cache_bytes))
+        self._db: Rdict | None = None
         self._lowest = dict.fromkeys(_KINDS, 0)
+        if self._mark.exists():
+            raise StoreDamagedError(path, self._mark.read_text())
+        with self._noticing():
+            self._db = Rdict(str(path), options=_options(block_cache_bytes))
+
+    @property
+    def _mark(self) -> Path:
+        return self.path / _MARK
+
+    @contextmanager
+    def _noticing(self) -> Iterator[None]:
+        """Mark the store where RocksDB says that it is damaged."""
+        try:
+            yield
+        except Exception as error:
+            if not str(error).startswith(_DAMAGE):
+                raise
+            self._mark.write_text(str(error))
+            raise StoreDamagedError(self.path, str(error)) from error
+
+    def _get(self, key: bytes) -> bytes | None:
+        with self._noticing():
+            stored: bytes | None = self._open.get(key)
+        return stored
 
     @property
     def _open(self) -> Rdict:
@@ -57,25 +104,26 @@ class RocksStore:
     @property
     def position(self) -> int | None:
         """Next changelog offset to read; None in a fresh store."""
-        stored = self._open.get(_POSITION)
+        stored = self._get(_POSITION)
         return None if stored is None else int.from_bytes(stored, "big")
 
     @property
     def written_ms(self) -> int | None:
         """Wall-clock time of the last write; None in a fresh store."""
-        stored = self._open.get(_WRITTEN)
+        stored = self._get(_WRITTEN)
         return None if stored is None else int.from_bytes(stored, "big")
 
     def meta(self, name: bytes) -> bytes | None:
         """See `Store`."""
-        stored: bytes | None = self._open.get(name)
-        return stored
+        return self._get(name)
 
     def load(self, users: Sequence[bytes]) -> dict[bytes, bytes | None]:
         """See `Store`."""
         if not users:
             return {}
-        return dict(zip(users, self._open.get([USER + user for user in users]), strict=True))
+        with self._noticing():
+            stored = self._open.get([USER + user for user in users])
+        return dict(zip(users, stored, strict=True))
 
     def due(self, settle_before_ms: int, orphan_before_ms: int, limit: int) -> list[bytes]:
         """See `Store`."""
@@ -96,12 +144,21 @@ class RocksStore:
     def _scan(self, kind: bytes, before_ms: int) -> Iterator[tuple[int, bytes]]:
         options = ReadOptions()
         options.set_iterate_upper_bound(_index_key(kind, before_ms, b""))
-        iterator = self._open.iter(options)
-        iterator.seek(_index_key(kind, self._lowest[kind], b""))
-        while iterator.valid():
-            key: bytes = iterator.key()
+        for key, _ in self._from(_index_key(kind, self._lowest[kind], b""), options):
             yield int.from_bytes(key[1:_PREFIX_BYTES], "big"), key[_PREFIX_BYTES:]
-            iterator.next()
+
+    def _from(self, first: bytes, options: ReadOptions | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """Everything from a key on; an iterator that meets damage ends like any other, and only its status tells."""
+        iterator = self._open.iter(options)
+        try:
+            iterator.seek(first)
+            while iterator.valid():
+                yield iterator.key(), iterator.value()
+                iterator.next()
+            with self._noticing():
+                iterator.status()
+        finally:
+            del iterator  # It holds the directory's lock, and the traceback of an error would hold it.
 
     def write(
         self,
@@ -121,7 +178,9 @@ class RocksStore:
         if position is not None:
             batch.put(_POSITION, position.to_bytes(8, "big"))
         batch.put(_WRITTEN, self._now_ms().to_bytes(8, "big"))
-        self._open.write(batch)
+        failpoint("store-write")
+        with self._noticing():
+            self._open.write(batch)
 
     def _move(self, batch: WriteBatch, user: bytes, old: Due, new: Due) -> None:
         for kind, before, after in zip(_KINDS, old, new, strict=True):
@@ -148,17 +207,23 @@ class RocksStore:
 
     def users(self) -> Iterator[tuple[bytes, bytes]]:
         """All users with their packed records, by key."""
-        iterator = self._open.iter()
-        iterator.seek(USER)
-        while iterator.valid() and iterator.key().startswith(USER):
-            yield iterator.key()[1:], iterator.value()
-            iterator.next()
+        for key, value in self._from(USER):
+            if not key.startswith(USER):
+                return
+            yield key[1:], value
 
     def close(self) -> None:
-        """Flush and let go of the directory; what comes after raises."""
-        if self._db is not None:
-            self._db.close()
-            self._db = None
+        """Flush and let go of the directory; what comes after raises. Damage found now is marked for the next start."""
+        database, self._db = self._db, None
+        if database is None:
+            return
+        try:
+            with self._noticing():
+                database.close()
+        except StoreDamagedError as damage:
+            structlog.get_logger().warning("store-damaged", path=str(self.path), error=str(damage))
+        finally:
+            del database  # As in `_from`.
 
 
 def _options(block_cache_bytes: int) -> Options:

@@ -141,9 +141,11 @@ class StreamTask:
         """
         intake = self._engine.intake(self._clock, self.partition, batch, topics=self._topics)
         self.clock = clock = intake.clock
+        failpoint("before-load")
         due = self._store.due(clock.watermark_ms(), clock.impressions_ms, self._max_due_users)
         stored, states = self._load({*intake.users, *due})
         effects = self._engine.step(intake, states, due)
+        failpoint("after-step")
         self._remember(intake.users, clock.impressions_ms)
         return self._batch(effects, stored, offsets, records=len(batch), more=len(due) >= self._max_due_users)
 

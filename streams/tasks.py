@@ -18,6 +18,7 @@ from faust.types import TP
 from model_core.errors import InvariantError, SettingsError
 from model_core.records import DEFAULT_USER, Cause
 from streams.datadir import open_store
+from streams.failpoints import failpoint
 from streams.metrics import Metrics
 from streams.ownership import Ownership
 from streams.ports import OFFSETS, TOPICS, Engine, Landing, SourceRecord
@@ -107,6 +108,7 @@ class TaskOwnership(Ownership):
 
     def revoked(self) -> None:
         """See `Ownership`."""
+        failpoint("revoked")
         self._halted = True
         self.serving.clear()
         for task in self._tasks.values():
@@ -125,12 +127,14 @@ class TaskOwnership(Ownership):
             task.transactions.close()
             task.store.close()
             self._work.metrics.forget(partition, list(SOURCES))
+        failpoint("drained")
 
     async def close(self) -> None:
         """See `Ownership`; `drain` left nothing."""
 
     async def open(self, assigned: set[TP]) -> None:
         """See `Ownership`."""
+        failpoint("assigned")
         partitions = self._copartitioned(assigned)
         started = time.monotonic()
         self._epoch += 1
@@ -208,6 +212,7 @@ class TaskOwnership(Ownership):
             positions = self._positions(reader, store, partition)
         finally:
             reader.close()
+        failpoint("recovered")
         _same_topics(store, transactions, known)
         structlog.get_logger().info("task-recovered", partition=partition, **recovered._asdict())
         task = StreamTask(

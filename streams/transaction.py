@@ -70,6 +70,7 @@ class PartitionTransactions:
         """Initialise every transactional id: aborts what was left open, and shuts out who held them."""
         for producer in self._producers:
             _definitely(lambda producer=producer: producer.init_transactions(_INIT_TIMEOUT_S))  # type: ignore[misc]
+            failpoint("id-fenced")
 
     def land(self, landing: Landing) -> int:
         """See `Transaction`.
@@ -107,6 +108,7 @@ class PartitionTransactions:
         if offsets:
             metadata = self._metadata()
             _definitely(lambda: producer.send_offsets_to_transaction(offsets, metadata, _CALL_TIMEOUT_S))
+            failpoint("offsets-sent")
         _definitely(lambda: producer.flush(_CALL_TIMEOUT_S))
         failpoint("before-end-transaction")
         _definitely(lambda: producer.commit_transaction(_CALL_TIMEOUT_S))
