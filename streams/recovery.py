@@ -6,7 +6,7 @@ event carries the position behind it, so that is what recovery waits for.
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
@@ -22,6 +22,23 @@ _BATCH: Final = 5_000
 _TIMEOUT_S: Final = 30.0
 _POLL_S: Final = 0.5
 _STALL_S: Final = 60.0
+_AWAY_POLL_S: Final = 0.1
+_T = TypeVar("_T")
+
+_PASSING: Final = frozenset(
+    (
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError._TRANSPORT,  # noqa: SLF001 - its public name, and so below
+        KafkaError._TIMED_OUT,  # noqa: SLF001
+        KafkaError._WAIT_COORD,  # noqa: SLF001
+    )
+)
+"""What a broker that starts, or a new leader, says for a while; librdkafka calls none of it retriable here."""
 
 
 class Recovered(NamedTuple):
@@ -41,17 +58,24 @@ class Reader:
 
     def end(self, topic: str, partition: int) -> int:
         """First offset that no committed record has."""
-        offsets = self.consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_TIMEOUT_S)
-        return int(offsets[1])
+        return self._watermarks(topic, partition)[1]
 
     def begin(self, topic: str, partition: int) -> int:
         """First offset that is still there."""
-        offsets = self.consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_TIMEOUT_S)
-        return int(offsets[0])
+        return self._watermarks(topic, partition)[0]
+
+    def _watermarks(self, topic: str, partition: int) -> tuple[int, int]:
+        part = TopicPartition(topic, partition)
+        found: tuple[int, int] = _patiently(lambda: self.consumer.get_watermark_offsets(part, timeout=_TIMEOUT_S))
+        return found
 
     def committed(self, topics: Iterable[str], partition: int) -> dict[str, int]:
         """Offsets that the group committed, of those topics that have one."""
-        answer = self.consumer.committed([TopicPartition(topic, partition) for topic in topics], _TIMEOUT_S)
+        parts = [TopicPartition(topic, partition) for topic in topics]
+        return _patiently(lambda: self._committed(parts))
+
+    def _committed(self, parts: list[TopicPartition]) -> dict[str, int]:
+        answer = self.consumer.committed(parts, _TIMEOUT_S)
         for found in answer:
             if found.error is not None:
                 raise KafkaException(found.error)
@@ -60,6 +84,18 @@ class Reader:
     def close(self) -> None:
         """Leave."""
         self.consumer.close()
+
+
+def _patiently(call: Callable[[], _T]) -> _T:
+    """Ask again while the answer is that of a broker on its way back."""
+    deadline = time.monotonic() + _TIMEOUT_S
+    while True:
+        try:
+            return call()
+        except KafkaException as error:
+            if error.args[0].code() not in _PASSING or time.monotonic() > deadline:
+                raise
+            time.sleep(_AWAY_POLL_S)
 
 
 def recover(
