@@ -17,6 +17,7 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.base import Producer as BaseProducer
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
+from mode.threads import WorkerThread
 
 from streams.clients import aiokafka_config, group_metadata
 from streams.settings import StreamSettings
@@ -68,8 +69,18 @@ class _PacedConsumer(aiokafka.AIOKafkaConsumer):  # type: ignore[misc]
         fetcher._proc_fetch_request = paced  # noqa: SLF001 - as above
 
 
+class _Thread(WorkerThread):  # type: ignore[misc]
+    """A thread that no process waits for: Faust leaves the consumer's thread running where the app has crashed."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.daemon = True
+
+
 class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     """Faust's aiokafka consumer in its thread, configured here and asked without its method queue."""
+
+    Worker = _Thread
 
     def _create_worker_consumer(self, transport: "BatchTransport") -> Any:
         settings = transport.settings

@@ -1,6 +1,8 @@
 """Workers on Apache Kafka: coming, going and waiting, while nothing is lost and nothing counted twice."""
 
 import json
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,6 +57,23 @@ def test_sigterm_under_load_ends_a_worker_in_time(broker: str, tmp_path: Path) -
         assert SOME < made.consumed_count() <= sent()
 
 
+@pytest.mark.parametrize("point", ["before-commit", "after-commit"])
+def test_a_worker_that_sleeps_past_its_session_ends_when_it_wakes(broker: str, tmp_path: Path, point: str) -> None:
+    """Another one has taken over: the zombie lands nothing, and its process is gone, not just its work."""
+    with deployment(broker, tmp_path) as made:
+        zombie = made.worker("zombie", failpoints=f"{point}=stop:9")
+        with load(made) as sent:
+            wait_for(lambda: made.consumed_count() > 0 and stopped(zombie), "the worker sleeps")
+            heir = made.worker("heir")
+            wait_for(lambda: [0, 1, 2, 3] in opened(heir), "all partitions at the other worker")
+            consumes(made)
+            zombie.process.send_signal(signal.SIGCONT)
+            assert wait_for(zombie.process.poll, "the zombie's end") == 1
+        wait_for(lambda: made.consumed_count() == sent(), "all is consumed")
+        assert heir.terminate(END_S) == 0
+        assert decode_counts(made.live_state()) == expected_counts(range(sent()), USERS)
+
+
 @pytest.mark.usefixtures("can_run_kafka")
 def test_a_worker_started_before_its_broker_waits_for_it(tmp_path: Path) -> None:
     """One serves once the broker is there; another one, told to end while it waits, ends with 0."""
@@ -100,6 +119,11 @@ def consumes(made: Deployment) -> None:
 def waits(worker: Worker) -> bool:
     """Whether it has said that the broker is away."""
     return '"broker-away"' in worker.log.read_text()
+
+
+def stopped(worker: Worker) -> bool:
+    """Whether SIGSTOP has it."""
+    return os.waitid(os.P_PID, worker.process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def opened(worker: Worker) -> list[list[int]]:
