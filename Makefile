@@ -17,7 +17,7 @@ export UV_HTTP_TIMEOUT := $(or $(UV_HTTP_TIMEOUT),300)
 # Trust the certificates that the machine trusts, as pip does.
 export UV_SYSTEM_CERTS := $(or $(UV_SYSTEM_CERTS),1)
 
-.PHONY: help install demo test check format bench schemas lock clean
+.PHONY: help install demo test chaos check format bench schemas lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,9 @@ demo: $(INSTALLED) ## the whole loop on real data, on an embedded broker
 
 test: $(INSTALLED) ## all tests; those on Apache Kafka need Java and Maven
 	$(BIN)/python -m pytest $(ARGS)
+
+chaos: $(INSTALLED) ## nothing lost, nothing twice, under faults, on Apache Kafka: make chaos KILLS=200 SEED=7 ARGS=--json
+	@$(BIN)/python -m tests.chaos --kills $(or $(KILLS),20) --seed $(or $(SEED),1) $(ARGS)
 
 check: $(INSTALLED) ## lint, format, types, and the arrows between the packages
 	$(BIN)/ruff check

@@ -1,21 +1,10 @@
 """What the tests on Apache Kafka share: one broker for all of them."""
 
-import os
 from collections.abc import Iterator
 
 import pytest
 
-from tests.kafka_cluster import KafkaBroker, missing
-
-
-@pytest.fixture(scope="session")
-def can_run_kafka() -> None:
-    """Skips where Java or Maven is missing; under CI that is a failure."""
-    if lacking := missing():
-        reason = f"Apache Kafka needs {' and '.join(lacking)}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+from tests.kafka_cluster import KafkaBroker
 
 
 @pytest.fixture(scope="session")

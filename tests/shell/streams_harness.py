@@ -79,7 +79,7 @@ class Deployment:
         }
         self.settings = StreamSettings(brokers=(broker,), data_dir=directory / "unused", **self.options)
         self.workers: list[Worker] = []
-        self._producer = Producer({"bootstrap.servers": broker, "linger.ms": 5})
+        self._producer = Producer({"bootstrap.servers": broker, "linger.ms": 5, "log_level": 0})
         declare(self.settings)
 
     def worker(self, name: str = "w0", **options: Any) -> Worker:

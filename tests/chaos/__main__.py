@@ -1,0 +1,62 @@
+"""`make chaos [KILLS=n] [SEED=s] [ARGS=--json]`: nothing lost, nothing twice, under faults, on a real Apache Kafka."""
+
+import argparse
+import json
+import sys
+import tempfile
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tests.chaos.lane import Lane
+from tests.chaos.plan import plan
+from tests.kafka_cluster import KafkaBroker, missing
+
+
+def run(seed: int, kills: int, lanes: int, directory: Path) -> dict[str, Any]:
+    """Faults with this many kills, spread over deployments that share a broker; the contract's object.
+
+    Most of a kill is waiting for the dead worker's session to end, so lanes side by side cost little.
+    """
+    outage = threading.Lock()
+    with KafkaBroker(heap="384m") as kafka, ThreadPoolExecutor(lanes) as pool:
+        made = []
+        for number in range(lanes):
+            own = directory / f"lane-{number}"
+            own.mkdir()
+            strikes = plan(seed * 1_000 + number, kills // lanes + (number < kills % lanes))
+            made.append(Lane(kafka, outage, own, seed * 1_000 + number, strikes))
+        verdicts = [*pool.map(Lane.run, made)]
+    for finding in (each for v in verdicts for each in (*v.lost, *v.doubled, *v.unequal)):
+        sys.stderr.write(f"{finding}\n")
+    return {
+        "kills": sum(lane.kills for lane in made),
+        "seed": seed,
+        "events": sum(verdict.events for verdict in verdicts),
+        "lost": sum(len(verdict.lost) for verdict in verdicts),
+        "doubled": sum(len(verdict.doubled) for verdict in verdicts),
+        "views_equal": all(verdict.equal for verdict in verdicts),
+        "faults": dict(sorted(sum((lane.faults for lane in made), Counter[str]()).items())),
+    }
+
+
+def main() -> int:
+    """Run, and print the object; 0 only where nothing was lost, nothing doubled and all views agree."""
+    parser = argparse.ArgumentParser(prog="make chaos", description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--lanes", type=int, default=3)
+    parser.add_argument("--json", action="store_true", help="on one line")
+    options = parser.parse_args()
+    if lacking := missing():
+        parser.error(f"Apache Kafka needs {' and '.join(lacking)}")
+    with tempfile.TemporaryDirectory(prefix="headwater-chaos-") as directory:
+        result = run(options.seed, options.kills, options.lanes, Path(directory))
+    sys.stdout.write(json.dumps(result, indent=None if options.json else 2) + "\n")
+    return 0 if result["views_equal"] and not result["lost"] + result["doubled"] else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
