@@ -1,7 +1,10 @@
 """The data directory: what is damaged in it is found out, and rebuilt from the changelog."""
 
+import json
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -122,3 +125,24 @@ def test_a_scan_that_meets_damage_says_so(tmp_path: Path, template: Path) -> Non
         list(store.users())
     with pytest.raises(StoreDamagedError, match="checksum"):
         RocksStore(tmp_path / "store", block_cache_bytes=1 << 20, now_ms=lambda: NOW_MS)
+
+
+def test_a_full_disk_ends_the_worker_and_leaves_nothing_wrong(tmp_path: Path) -> None:
+    """A write that finds no room is an error; what was written before is there, and the changelog does the rest."""
+    store = tmp_path / "role" / "0"
+    child = [sys.executable, "-m", "tests.shell.full_disk", str(store)]
+    done = subprocess.run(child, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert done.returncode == 1, done.stderr
+    said = json.loads(done.stdout)
+    assert "IO error: " in said["error"]
+    assert "File too large" in said["error"]
+    assert 0 < said["written"] < LOG[-1].end
+    reopened = RocksStore(store, block_cache_bytes=1 << 20, now_ms=lambda: NOW_MS)
+    try:
+        position = reopened.position or 0
+        assert position >= said["written"]
+        written = {key: value for logged in LOG if logged.end <= position for key, value in logged.changes.items()}
+        assert {TOPICS: KNOWN} | {USER + user: value for user, value in reopened.users()} == written
+    finally:
+        reopened.close()
+    assert bring_to_the_end(tmp_path) == WANTED
