@@ -5,7 +5,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 from model_core.errors import SettingsError
 
@@ -181,9 +181,11 @@ class EncoderSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnerSettings:
-    """Double Q-learning and the empirical-Bayes prior.
+    """How the trainer learns, and the empirical-Bayes prior.
 
     Attributes:
+        algorithm: `double-q-learning`, `q-learning` or `sarsa` learn what items are worth; `reinforce`, `a2c` or `ppo`
+            learn a policy from transitions with propensities.
         discount: γ of one `discount_unit_ms`.
         discount_unit_ms: γ^(elapsed_ms / discount_unit_ms).
         learning_rate: of Adam.
@@ -194,6 +196,13 @@ class LearnerSettings:
         candidates: items sampled as candidates of the next state, shared by a batch.
         negatives: items sampled as negatives of the next-item loss, shared by a batch.
         next_item_weight: of the next-item loss beside the TD loss.
+        temperature: of the softmax policy that a policy learner trains, in units of score.
+        entropy_weight: of the policy's entropy, which keeps a policy learner exploring.
+        weight_cap: largest importance weight of `reinforce`.
+        clip_range: ε of `ppo`.
+        trace_steps: transitions that a policy learner looks ahead, this one included; then V(s') stands in.
+        future_credit: which items of a slate a value learner credits with what followed: all alike (`slate`), or those
+            whose feedback entered the history (`consumed`), all where none did.
         target_rate: share of the online network that enters the target network at each step.
         held_out_share: of the transitions, by a hash of their id, that are never trained on.
         prior_transitions: latest transitions that the prior is estimated from.
@@ -202,6 +211,7 @@ class LearnerSettings:
         popularity_half_life: impressions of an item after which an old one counts half.
     """
 
+    algorithm: Literal["double-q-learning", "q-learning", "sarsa", "reinforce", "a2c", "ppo"] = "double-q-learning"
     discount: float = 0.5
     discount_unit_ms: int = 30 * _MINUTE_MS
     learning_rate: float = 6e-3
@@ -212,6 +222,12 @@ class LearnerSettings:
     candidates: int = 256
     negatives: int = 256
     next_item_weight: float = 0.2
+    temperature: float = 0.1
+    entropy_weight: float = 0.01
+    weight_cap: float = 10.0
+    clip_range: float = 0.2
+    trace_steps: int = 3
+    future_credit: Literal["slate", "consumed"] = "slate"
     target_rate: float = 0.01
     held_out_share: float = 0.05
     prior_transitions: int = 10_000
@@ -221,8 +237,23 @@ class LearnerSettings:
 
     def check(self) -> None:
         """Raise `SettingsError` where a value is out of range."""
+        hints = get_type_hints(LearnerSettings)
+        for key in ("algorithm", "future_credit"):
+            choices = get_args(hints[key])
+            _expect(getattr(self, key) in choices, f"learner.{key}", getattr(self, key), " or ".join(choices))
+        for key in ("temperature", "weight_cap", "clip_range"):
+            _expect(getattr(self, key) > 0, f"learner.{key}", getattr(self, key), "more than 0")
+        _expect(self.entropy_weight >= 0, "learner.entropy_weight", self.entropy_weight, "0 or more")
         _expect(0 <= self.discount < 1, "learner.discount", self.discount, "0 or more, less than 1")
         _expect(self.learning_rate > 0, "learner.learning_rate", self.learning_rate, "more than 0")
         _expect(0 <= self.held_out_share < 1, "learner.held_out_share", self.held_out_share, "0 or more, less than 1")
-        for key in ("discount_unit_ms", "batch_size", "buffer_size", "slate_size", "candidates", "negatives"):
+        for key in (
+            "discount_unit_ms",
+            "batch_size",
+            "buffer_size",
+            "slate_size",
+            "candidates",
+            "negatives",
+            "trace_steps",
+        ):
             _expect(getattr(self, key) >= 1, f"learner.{key}", getattr(self, key), "1 or more")

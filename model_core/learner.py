@@ -1,13 +1,15 @@
-"""The learner: transitions in, models out. Double Q-learning trains the encoder, empirical Bayes the users' prior.
+"""The learner: transitions in, models out. An algorithm of `rl` trains the encoder, empirical Bayes the users' prior.
 
 A step takes a batch of transitions and lowers
 
-    L = Σ ω (Q(s, a) - y)² / Σ ω  +  λ L_next  +  (V(s') - V̄(s'))²
+    L = L_rl  +  λ L_next  +  (V(s) - V̄(s))²
 
-over the shown items: y by double Q-learning (`rl.targets`), ω the examination of an item nobody clicked and 1 for one
-with a reward; L_next, the sampled cross entropy of the next clicked item at every prefix of the history, gives the
-embeddings their shape long before rewards could; and the value head learns the target network's V̄. Everything is
-a function of the transitions' order, the settings and the seed: a restored learner goes on bit for bit (on the CPU).
+For the value learners L_rl = Σ ω (Q(s, a) - y)² / Σ ω over the shown items: y by (double) Q-learning or SARSA
+(`rl.targets`), ω the examination of an item nobody clicked and 1 for one with a reward; V learns the V̄(s') in y. For
+the policy learners (`rl.policy_gradient`) φᵀw is the score of a softmax policy over slates, L_rl its surrogate, and V
+learns from V-trace. L_next, the sampled cross entropy of the next clicked item at every prefix of the history, gives
+the embeddings their shape long before rewards could. Everything is a function of the transitions' order, the settings
+and the seed: a restored learner goes on bit for bit (on the CPU).
 """
 
 import copy
@@ -27,11 +29,16 @@ from torch.nn import functional
 from model_core.bandit.head import Prior
 from model_core.config import EncoderSettings, LearnerSettings
 from model_core.encoder.network import ItemBatch, Network
+from model_core.errors import SettingsError
 from model_core.features.tokens import context_tokens, item_tokens, trait_tokens
 from model_core.meta import empirical_bayes
 from model_core.records import Item, Transition
 from model_core.replay_buffer import ReplayBuffer, Rows
-from model_core.rl.targets import double_q_values, td_targets
+from model_core.rl import algorithms
+from model_core.rl.following import Following, ShownNext
+from model_core.rl.policy_gradient import PolicyGradient, SlatePolicy, Slates, Steps, slate_policy, v_trace
+from model_core.rl.q_learning import QLearning
+from model_core.rl.targets import consumed_credit, td_targets
 from model_core.serving import MAX_POSITIONS, ServingModel
 
 __all__ = ["Learner", "resolve_device"]
@@ -61,6 +68,7 @@ def resolve_device(name: str) -> str:
 class _Batch(NamedTuple):
     """Transitions as tensors; shapes as the buffer's columns, histories cut to the longest."""
 
+    rows: npt.NDArray[np.int64]
     history: Tensor
     history_reward: Tensor
     history_length: Tensor
@@ -77,9 +85,10 @@ class _Batch(NamedTuple):
 
 
 class _States(NamedTuple):
-    """Encoded transitions: all prefixes' states, u(s), the next state and its u."""
+    """Encoded transitions: all prefixes' states, the state and u(s), the next state and its u."""
 
     prefixes: Tensor
+    before: Tensor
     user: Tensor
     after: Tensor
     next_user: Tensor
@@ -122,7 +131,13 @@ class Learner:
         self._offered_rows: npt.NDArray[np.int64] = np.zeros(0, np.int64)
         self._shown: dict[str, tuple[float, float]] = {}
         self._examination = np.ones(MAX_POSITIONS, np.float32)
-        self._buffer = ReplayBuffer(settings.buffer_size, settings.held_out_share, Rows(self._item_row, self._tokens))
+        self._algorithm = algorithms.make(settings)
+        self._buffer = ReplayBuffer(
+            settings.buffer_size,
+            settings.held_out_share,
+            Rows(self._item_row, self._tokens),
+            keeps=self._algorithm.keeps,
+        )
 
     @property
     def buffer_size(self) -> int:
@@ -133,6 +148,11 @@ class Learner:
     def left_out(self) -> Counter[str]:
         """How many transitions are not learned from, by reason."""
         return self._buffer.left_out
+
+    @property
+    def _scores_are_logits(self) -> bool:
+        """Whether φᵀw is a policy's score, which is no expectation of a reward."""
+        return isinstance(self._algorithm, PolicyGradient)
 
     def set_item(self, item: Item) -> None:
         """Add or replace an item."""
@@ -170,8 +190,9 @@ class Learner:
         """Do training steps.
 
         Returns:
-            Means over the steps: `loss`, `td_error` (root mean square), `next_item_loss`, `q_spread` (deviation
-            of Q over the candidates of a state). Empty before there is anything to learn from.
+            Means over the steps: `loss`, `next_item_loss`, `q_spread` (deviation of Q, or of the scores, over the
+            candidates of a state); of value learners `td_error` (root mean square), of policy learners `policy_loss`,
+            `value_error`, `entropy`, `weight` and `effective_share`. Empty before there is anything to learn from.
         """
         rows = self._buffer.rows(held_out=False)
         if not len(rows) or not self._offered:
@@ -180,7 +201,7 @@ class Learner:
         for _ in range(steps):
             totals.update(self._step(self._rng.choice(rows, self.settings.batch_size)))
             self.steps += 1
-            if self.steps % _EXAMINATION_STEPS == 0:
+            if self.steps % _EXAMINATION_STEPS == 0 and not self._scores_are_logits:
                 self._estimate_examination()
         return {name: total / steps for name, total in totals.items()}
 
@@ -190,25 +211,19 @@ class Learner:
             items = self._online.item_inputs(self._all_items())
             vectors = self._online.item_vectors(items)
             states = self._encode(self._online, batch, items)
-            value, q_spread = self._next_values(batch, states, vectors)
-            q = self._q(self._online, states.user, vectors, batch.slate)
-            y = td_targets(batch.slate_reward, batch.discount, value)
-            weight = self._weights(batch)
-            td_loss = (weight * (q - y) ** 2).sum() / weight.sum()
+            if isinstance(self._algorithm, PolicyGradient):
+                losses = self._policy_losses(self._algorithm, batch, states, items, vectors)
+            else:
+                losses = self._td_losses(self._algorithm, batch, states, vectors)
+            rl_loss, value_loss, metrics = losses
             next_item_loss = self._next_item_loss(batch, states, vectors)
-            value_loss = ((self._online.value(states.after.detach()) - value) ** 2).mean()
-            loss = td_loss + self.settings.next_item_weight * next_item_loss + value_loss
+            loss = rl_loss + self.settings.next_item_weight * next_item_loss + value_loss
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own
         torch.nn.utils.clip_grad_norm_(self._online.parameters(), 1.0)
         self._optimizer.step()
         self._follow()
-        return {
-            "loss": loss.item(),
-            "td_error": td_loss.item() ** 0.5,
-            "next_item_loss": next_item_loss.item(),
-            "q_spread": q_spread,
-        }
+        return {"loss": loss.item(), "next_item_loss": next_item_loss.item(), **metrics}
 
     def _follow(self) -> None:
         """Move the target network towards the online one."""
@@ -216,18 +231,143 @@ class Learner:
             for ours, theirs in zip(self._target.parameters(), self._online.parameters(), strict=True):
                 ours.lerp_(theirs, self.settings.target_rate)
 
-    def _next_values(self, batch: _Batch, states: _States, vectors: Tensor) -> tuple[Tensor, float]:
-        """V(s') by double Q-learning over sampled candidates, and the spread of Q among them."""
-        count = min(self.settings.candidates, len(self._offered_rows))
-        candidates = self._tensor(self._rng.choice(self._offered_rows, count, replace=False))
+    def _td_losses(
+        self, algorithm: QLearning, batch: _Batch, states: _States, vectors: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Of a value learner: the TD loss, the value head's loss, and what is reported of them."""
+        value, q_spread = self._next_values(algorithm, batch, states, vectors)
+        q = self._q(self._online, states.user, vectors, batch.slate)
+        y = td_targets(batch.slate_reward, batch.discount, value, self._credit(batch))
+        weight = self._weights(batch)
+        td_loss = (weight * (q - y) ** 2).sum() / weight.sum()
+        value_loss = ((self._online.value(states.after.detach()) - value) ** 2).mean()
+        return td_loss, value_loss, {"td_error": td_loss.item() ** 0.5, "q_spread": q_spread}
+
+    def _next_values(
+        self, algorithm: QLearning, batch: _Batch, states: _States, vectors: Tensor
+    ) -> tuple[Tensor, float]:
+        """V(s') as the algorithm has it, and the spread of Q among sampled candidates."""
+        candidates = self._candidates()
         with torch.no_grad():
             items = self._target.item_inputs(self._all_items())
             target_states = self._encode(self._target, batch, items)
             online = (states.next_user * self._online.reward_weights) @ vectors[candidates].T
             target_vectors = self._target.item_vectors(items[candidates])
             target = (target_states.next_user * self._target.reward_weights) @ target_vectors.T
-            value = double_q_values(online.float(), target.float(), self.settings.slate_size)
+            following = Following(
+                online.float(),
+                target.float(),
+                lambda: self._target.value(target_states.after).float(),
+                lambda: self._shown_next(batch, target_states, items),
+            )
+            value = algorithm.next_state_values(following, self.settings.slate_size)
             return value, online.std(dim=1, correction=0).mean().item()
+
+    def _candidates(self) -> Tensor:
+        """Rows of offered items, a sample that a batch shares."""
+        count = min(self.settings.candidates, len(self._offered_rows))
+        return self._tensor(self._rng.choice(self._offered_rows, count, replace=False))
+
+    def _shown_next(self, batch: _Batch, states: _States, items: Tensor) -> ShownNext:
+        """The next slates under the target network."""
+        columns = self._buffer.columns
+        length = columns["next_slate_length"][batch.rows]
+        places = max(int(length.max()), 1)
+        slate = self._tensor(columns["next_slate"][batch.rows, :places])
+        mask = (np.arange(places)[None] < length[:, None]).astype(np.float32)
+        q = self._q(self._target, states.next_user, self._target.item_vectors(items), slate)
+        return ShownNext(q.float(), self._tensor(mask))
+
+    def _policy_losses(
+        self, algorithm: PolicyGradient, batch: _Batch, states: _States, items: Tensor, vectors: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Of a policy learner: the surrogate less the entropy, the critic's loss, and what is reported of them."""
+        sample = self._candidates()
+        policy, spread = self._slate_policy(batch, states, vectors, sample)
+        log_behaviour = self._log_behaviour(batch)
+        value = self._online.value(states.before.detach()).float()
+        steps = self._steps(batch, states, items, vectors, sample, (policy.log_policy - log_behaviour).sum(dim=1))
+        trace = v_trace(steps, algorithm.trace_cap)
+        slates = Slates(policy.log_policy, log_behaviour, batch.slate_reward, batch.shown)
+        loss, weight = algorithm.surrogate(slates, steps, trace)
+        policy_loss = loss.mean() - self.settings.entropy_weight * policy.entropy.mean()
+        value_loss = ((value - trace.value) ** 2).mean()
+        return (
+            policy_loss,
+            value_loss,
+            {
+                "policy_loss": policy_loss.item(),
+                "value_error": value_loss.item() ** 0.5,
+                "entropy": policy.entropy.mean().item(),
+                "weight": weight.mean().item(),
+                "effective_share": (weight.sum() ** 2 / (weight**2).sum().clamp(min=1e-30)).item() / len(weight),
+                "q_spread": spread,
+            },
+        )
+
+    def _steps(
+        self, batch: _Batch, states: _States, items: Tensor, vectors: Tensor, sample: Tensor, log_ratio: Tensor
+    ) -> Steps:
+        """These transitions and those that followed them, as V-trace wants them."""
+        columns: list[tuple[Tensor, ...]] = []
+        with torch.no_grad():
+            rows, following = batch.rows, self._buffer.following(batch.rows)
+            for step in range(self.settings.trace_steps):
+                last = step + 1 == self.settings.trace_steps
+                follows = np.zeros(len(rows), bool) if last else following >= 0
+                columns.append(
+                    (
+                        log_ratio.detach(),
+                        (batch.slate_reward * batch.shown).sum(dim=1) / batch.shown.sum(dim=1),
+                        self._online.value(states.before).float(),
+                        self._online.value(states.after).float(),
+                        batch.discount,
+                        torch.from_numpy(follows).to(self.device),
+                    )
+                )
+                if not follows.any():
+                    break
+                rows = np.maximum(following, 0)
+                batch = self._batch(rows)
+                states = self._encode(self._online, batch, items)
+                policy, _ = self._slate_policy(batch, states, vectors, sample)
+                log_ratio = (policy.log_policy - self._log_behaviour(batch)).sum(dim=1)
+                following = np.where(following >= 0, self._buffer.following(rows), -1)
+            return Steps(*(torch.stack(column, dim=1) for column in zip(*columns, strict=True)))
+
+    def _log_behaviour(self, batch: _Batch) -> Tensor:
+        """Log of the logged propensities; float[B, K], 0 beyond a slate."""
+        propensity = self._buffer.columns["slate_propensity"][batch.rows, : batch.shown.shape[1]]
+        return self._tensor(np.log(np.where(propensity > 0, propensity, 1.0)).astype(np.float32))
+
+    def _slate_policy(
+        self, batch: _Batch, states: _States, vectors: Tensor, sample: Tensor
+    ) -> tuple[SlatePolicy, float]:
+        """The policy's opinion of the shown slates, and the spread of the candidates' scores.
+
+        Candidates are those of the decision, where the log has them, else the sample of the catalogue.
+        """
+        columns, rows = self._buffer.columns, batch.rows
+        length = columns["candidates_length"][rows]
+        width = max(int(length.max()), len(sample) if (length < 0).any() else 1)
+        count = np.zeros((len(rows), width), np.float32)
+        items = np.zeros((len(rows), width), np.int64)
+        known = columns["candidates"].shape[1]
+        present = np.arange(known)[None] < length[:, None]
+        inclusion = np.where(present, columns["inclusion"][rows], 1.0)
+        items[:, :known] = columns["candidates"][rows][:, :width]
+        count[:, :known] = (present / inclusion)[:, :width]
+        unknown = length < 0
+        items[unknown, : len(sample)] = sample.cpu().numpy()
+        count[unknown, : len(sample)] = len(self._offered_rows) / len(sample)
+        candidates = self._tensor(items)
+        within = ((candidates[:, :, None] == batch.slate[:, None, :]) & (batch.shown > 0)[:, None, :]).any(dim=2)
+        log_count = torch.log(self._tensor(count)).masked_fill(within, -torch.inf)
+        weighted = states.user * self._online.reward_weights
+        others = torch.einsum("bd,bcd->bc", weighted, vectors[candidates]).float()
+        shown = self._q(self._online, states.user, vectors, batch.slate).float()
+        spread = others.detach().std(dim=1, correction=0).mean().item()
+        return slate_policy(shown, batch.shown, others, log_count, self.settings.temperature), spread
 
     def _next_item_loss(self, batch: _Batch, states: _States, vectors: Tensor) -> Tensor:
         """Sampled cross entropy of the item clicked next, at every prefix of some of the histories."""
@@ -251,11 +391,17 @@ class Learner:
         state = prefixes[:, -1]
         after = network.gru(items[batch.append], batch.append_reward, batch.append_length, state)[:, -1]
         known = network.known(batch.tokens, batch.token_weight)
-        return _States(prefixes, network.user_vectors(state, known), after, network.user_vectors(after, known))
+        return _States(prefixes, state, network.user_vectors(state, known), after, network.user_vectors(after, known))
 
     @staticmethod
     def _q(network: Network, user: Tensor, vectors: Tensor, slate: Tensor) -> Tensor:
         return ((user * network.reward_weights)[:, None, :] * vectors[slate]).sum(dim=2)
+
+    def _credit(self, batch: _Batch) -> Tensor | None:
+        """Which shown items get the credit for what followed; None for all alike."""
+        if self.settings.future_credit == "slate":
+            return None
+        return consumed_credit(batch.slate, batch.shown, batch.append, batch.append_length)
 
     def _weights(self, batch: _Batch) -> Tensor:
         """ω of each shown item; float[B, K], 0 beyond a slate."""
@@ -272,6 +418,7 @@ class Learner:
         discount[columns["terminated"][rows]] = 0.0
         shown = np.arange(places)[None] < columns["slate_length"][rows][:, None]
         return _Batch(
+            rows,
             self._tensor(columns["history"][rows, :longest]),
             self._tensor(columns["history_reward"][rows, :longest]),
             self._tensor(columns["history_length"][rows]),
@@ -324,12 +471,13 @@ class Learner:
         Targets are those of this model's V(s') for both, so that one may be compared with the other.
         """
         rows = self._buffer.latest(_EVALUATED, held_out=True)
-        if not len(rows) or self._first is None:
+        if not len(rows) or self._first is None or self._scores_are_logits:
             return {}
         batch, states, vectors = self._evaluate(self._online, rows)
         _, states_first, vectors_first = self._evaluate(self._first, rows)
         with torch.no_grad():
-            y = td_targets(batch.slate_reward, batch.discount, self._online.value(states.after))
+            value = self._online.value(states.after)
+            y = td_targets(batch.slate_reward, batch.discount, value, self._credit(batch))
             q = self._q(self._online, states.user, vectors, batch.slate)
             q_first = self._q(self._first, states_first.user, vectors_first, batch.slate)
             weight = self._weights(batch)
@@ -379,7 +527,12 @@ class Learner:
         )
 
     def _prior(self) -> Prior:
-        """Empirical Bayes over the users of the latest transitions."""
+        """Empirical Bayes over the users of the latest transitions.
+
+        A policy learner's prior has the policy's own weights for its mean, so that a stranger is served by the policy,
+        and what it says of rewards is spread: the heads learn where this user differs. The bias, which ranks nothing,
+        is set so that the scores are the targets' on average.
+        """
         mean = self._online.reward_weights.detach().double().cpu().numpy()
         precision = np.eye(self.encoder.dimension) / _PRIOR_VARIANCE
         start = Prior(precision, precision @ mean, _PRIOR_VARIANCE)
@@ -391,7 +544,8 @@ class Learner:
             batch, states, vectors = self._evaluate(self._online, part)
             with torch.no_grad():
                 shown = batch.shown.bool()
-                y = td_targets(batch.slate_reward, batch.discount, self._online.value(states.after))
+                value = self._online.value(states.after)
+                y = td_targets(batch.slate_reward, batch.discount, value, self._credit(batch))
                 features.append((states.user[:, None, :] * vectors[batch.slate])[shown].double().cpu().numpy())
                 targets.append(y[shown].double().cpu().numpy())
                 weights.append(self._weights(batch)[shown].double().cpu().numpy())
@@ -402,7 +556,12 @@ class Learner:
             np.concatenate(targets),
             np.concatenate(weights),
         )
-        return empirical_bayes.estimate(observed, start, self.settings.prior_iterations)
+        if not self._scores_are_logits:
+            return empirical_bayes.estimate(observed, start, self.settings.prior_iterations)
+        level = float((observed.information.sum(axis=0) - observed.precision.sum(axis=0) @ mean)[-1])
+        mean[-1] += level / observed.weight.sum()
+        start = start._replace(information=precision @ mean)
+        return empirical_bayes.estimate(observed, start, self.settings.prior_iterations, keep_mean=True)
 
     def _neighbours(self) -> dict[str, list[str]]:
         """For each item, those clicked close to it in histories, by cosine of their counts."""
@@ -445,6 +604,7 @@ class Learner:
             "shown": self._shown,
             "counts": [self.version, self.steps, self.trained_transitions],
             "random": json.dumps(self._rng.bit_generator.state),
+            "algorithm": self.settings.algorithm,
         }
         return save(
             {
@@ -462,9 +622,18 @@ class Learner:
         )
 
     def restore(self, blob: bytes) -> None:
-        """Become the learner that `checkpoint` was taken of; settings have to be the same."""
+        """Become the learner that `checkpoint` was taken of; settings have to be the same.
+
+        Raises:
+            SettingsError: it was taken of another algorithm.
+        """
         arrays = load(blob)
         words = msgspec.json.decode(arrays["words"].tobytes(), type=_Words)
+        if words.algorithm != self.settings.algorithm:
+            raise SettingsError(
+                f"learner.algorithm = {self.settings.algorithm!r}: expected {words.algorithm!r}, of which the "
+                "checkpoint was taken; name another trainer.checkpoint_dir or move it away"
+            )
         self._row = {item_id: row for row, (item_id, _) in enumerate(words.items)}
         self._items = {item_id: item for item_id, item in words.items if item is not None}
         self._offered, self._shown = set(words.offered), words.shown
@@ -493,6 +662,7 @@ class _Words(msgspec.Struct, frozen=True):
     shown: dict[str, tuple[float, float]]
     counts: tuple[int, int, int]
     random: str
+    algorithm: str = "double-q-learning"
 
 
 def _array(tensor: Tensor) -> npt.NDArray[Any]:

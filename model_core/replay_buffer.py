@@ -1,8 +1,11 @@
 """Transitions as rows of arrays: what a learner samples from, evicted first in, first out."""
 
+import hashlib
+import math
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -17,6 +20,7 @@ _HISTORY: Final = 50
 _APPEND: Final = 16
 _SLATE: Final = 32
 _TOKENS: Final = 16
+_CANDIDATES: Final = 32
 _FIRST_CAPACITY: Final = 1024
 _HELD_OUT_BUCKETS: Final = 10_000
 
@@ -44,6 +48,22 @@ _FIELDS: Final[dict[str, tuple[tuple[int, ...], type[np.generic]]]] = {
 """Shape and dtype of each column of a row. Histories and slates are item rows of the learner, padded with 0."""
 
 
+_KEPT: Final[dict[str, dict[str, tuple[tuple[int, ...], type[np.generic]]]]] = {
+    "next-slate": {"next_slate": ((_SLATE,), np.int32), "next_slate_length": ((), np.int16)},
+    "propensities": {
+        "slate_propensity": ((_SLATE,), np.float32),
+        "candidates": ((_CANDIDATES,), np.int32),
+        "inclusion": ((_CANDIDATES,), np.float32),
+        "candidates_length": ((), np.int16),
+        "key": ((), np.int64),
+        "next_key": ((), np.int64),
+    },
+}
+"""Columns that only some learners need, by what they ask for. Candidates are the items the slate was chosen from beside
+its own, or a sample of them; the keys are hashes of this transition's name and of the next one's, 0 for none;
+`candidates_length` is −1 where the candidates are unknown."""
+
+
 class Rows(NamedTuple):
     """How a buffer turns ids into numbers.
 
@@ -63,18 +83,25 @@ class ReplayBuffer:
         capacity: transitions; the oldest make room.
         held_out_share: of the transitions, never sampled for training.
         rows: ids to numbers.
+        keeps: what is kept beside the common columns: `next-slate`, `propensities`. Who asks for propensities gets
+            transitions with them alone.
 
     Attributes:
         columns: by name, see the module; `used` says which rows hold a transition.
         left_out: what was not taken, by reason.
     """
 
-    def __init__(self, capacity: int, held_out_share: float, rows: Rows) -> None:
+    def __init__(self, capacity: int, held_out_share: float, rows: Rows, keeps: AbstractSet[str] = frozenset()) -> None:
         self.columns: dict[str, npt.NDArray[Any]] = {}
         self.left_out: Counter[str] = Counter()
         self._capacity = capacity
         self._held_out = int(held_out_share * _HELD_OUT_BUCKETS)
         self._rows = rows
+        self._keeps = keeps
+        self._fields = dict(_FIELDS)
+        for kept in sorted(keeps):
+            self._fields |= _KEPT[kept]
+        self._row_of_key: dict[int, int] = {}
         self._slot: dict[tuple[str, str], int] = {}
         self._name: list[tuple[str, str] | None] = []
         self._users: dict[str, int] = {}
@@ -92,11 +119,9 @@ class ReplayBuffer:
         Returns:
             Its row, None where it was left out.
         """
-        if not transition.settled:
-            self.left_out["unsettled"] += 1
-            return None
-        if not transition.slate:
-            self.left_out["empty-slate"] += 1
+        reason = _unusable(transition, propensities="propensities" in self._keeps)
+        if reason is not None:
+            self.left_out[reason] += 1
             return None
         name = (transition.user_id, transition.transition_id)
         row = self._slot.get(name)
@@ -111,6 +136,16 @@ class ReplayBuffer:
     def row_of(self, user_id: str, transition_id: str) -> int | None:
         """Row of a transition, None where it is not here."""
         return self._slot.get((user_id, transition_id))
+
+    def following(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Rows of the transitions that follow these; −1 for none, for one that is not here, and for a held-out one.
+
+        Only for a buffer that keeps `propensities`.
+        """
+        found = self._row_of_key
+        following = np.array([found.get(key, -1) for key in self.columns["next_key"][rows].tolist()], np.int64)
+        hidden = self.columns["held_out"][following] & (following >= 0)
+        return np.where(hidden | (rows < 0), -1, following)
 
     def erase(self, user_id: str) -> int:
         """Forget a user; returns how many transitions went."""
@@ -146,6 +181,8 @@ class ReplayBuffer:
             del self._slot[name]
             self._name[row] = None
             self._let_go(name[0])
+            if "propensities" in self._keeps:
+                del self._row_of_key[int(self.columns["key"][row])]
             for column in self.columns.values():
                 column[row] = 0
 
@@ -157,7 +194,7 @@ class ReplayBuffer:
             del self._users[user_id]
 
     def _grow(self, size: int) -> None:
-        for field, (shape, dtype) in _FIELDS.items():
+        for field, (shape, dtype) in self._fields.items():
             grown = np.zeros((size, *shape), dtype)
             if field in self.columns:
                 grown[: len(self._name)] = self.columns[field]
@@ -186,6 +223,27 @@ class ReplayBuffer:
         bucket = zlib.crc32(f"{transition.user_id}\0{transition.transition_id}".encode()) % _HELD_OUT_BUCKETS
         columns["held_out"][row] = bucket < self._held_out
         columns["used"][row] = True
+        if "next-slate" in self._keeps:
+            following = transition.next_slate[:_SLATE]
+            columns["next_slate"][row, : len(following)] = [self._rows.item(shown.item_id) for shown in following]
+            columns["next_slate_length"][row] = len(following)
+        if "propensities" in self._keeps:
+            self._write_decision(row, transition)
+
+    def _write_decision(self, row: int, transition: Transition) -> None:
+        """How the slate was chosen, and which transition followed."""
+        columns, slate = self.columns, transition.slate[:_SLATE]
+        columns["slate_propensity"][row, : len(slate)] = [shown.propensity for shown in slate]
+        known = _candidates(transition)
+        items, inclusion = known or ([], [])
+        columns["candidates"][row, : len(items)] = [self._rows.item(item_id) for item_id in items]
+        columns["inclusion"][row, : len(items)] = inclusion
+        columns["candidates_length"][row] = -1 if known is None else len(items)
+        following = transition.next_transition_id
+        key = _key(transition.user_id, transition.transition_id)
+        columns["key"][row] = key
+        columns["next_key"][row] = 0 if following is None else _key(transition.user_id, following)
+        self._row_of_key[key] = row
 
     def _user(self, user_id: str) -> int:
         """Number of a user; one that was erased or evicted is never given again."""
@@ -211,8 +269,52 @@ class ReplayBuffer:
             state["names"].tobytes(),
             type=tuple[list[tuple[str, str] | None], dict[str, int], int, int, dict[str, int]],
         )
-        self.columns = {field: state[field].copy() for field in _FIELDS}
+        self.columns = {field: state[field].copy() for field in self._fields}
         self._name = names
         self._slot = {name: row for row, name in enumerate(names) if name is not None}
         self._held = Counter(user_id for user_id, _ in self._slot)
         self.left_out = Counter(left_out)
+        if "propensities" in self._keeps:
+            self._row_of_key = {int(self.columns["key"][row]): row for row in self._slot.values()}
+
+
+def _unusable(transition: Transition, *, propensities: bool) -> str | None:
+    """Why a transition cannot be learned from, None if it can."""
+    if not transition.settled:
+        return "unsettled"
+    if not transition.slate:
+        return "empty-slate"
+    if not all(math.isfinite(shown.reward) for shown in transition.slate):
+        return "reward-not-finite"
+    return _unusable_propensities(transition) if propensities else None
+
+
+def _unusable_propensities(transition: Transition) -> str | None:
+    known = [shown.propensity for shown in transition.slate if shown.propensity is not None]
+    if len(known) < len(transition.slate):
+        return "propensity-unknown"
+    if not all(0 < propensity <= 1 for propensity in known):
+        return "propensity-out-of-range"
+    if transition.propensity_kind != "conditional" and len(known) > 1:
+        return "propensity-marginal"
+    return None
+
+
+def _candidates(transition: Transition) -> tuple[list[str], list[float]] | None:
+    """Items the slate was chosen from beside its own, with their probability of being in the sample; None if unknown.
+
+    A long sample is cut: its order is random, so what is kept is a smaller sample.
+    """
+    sample = transition.state.candidates
+    if not sample.ids or not all(0 < probability <= 1 for probability in sample.inclusion_probability):
+        return None
+    shown = {item.item_id for item in transition.slate}
+    others = [pair for pair in zip(sample.ids, sample.inclusion_probability, strict=False) if pair[0] not in shown]
+    kept = others[:_CANDIDATES]
+    return [item_id for item_id, _ in kept], [share * len(kept) / len(others) for _, share in kept]
+
+
+def _key(user_id: str, transition_id: str) -> int:
+    """A name as 64 bits, never 0."""
+    digest = hashlib.blake2b(f"{user_id}\0{transition_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True) or 1

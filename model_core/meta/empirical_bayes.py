@@ -65,20 +65,21 @@ def statistics(user: npt.NDArray[np.int64], phi: FloatArray, y: FloatArray, weig
     )
 
 
-def estimate(users: Statistics, start: Prior, iterations: int) -> Prior:
+def estimate(users: Statistics, start: Prior, iterations: int, *, keep_mean: bool = False) -> Prior:
     """The prior after some iterations of EM.
 
     Args:
         users: statistics of n users, d coordinates.
         start: where to begin.
         iterations: of EM; each raises the evidence.
+        keep_mean: m stays what it is; S is then the spread about it.
     """
     covariance = np.linalg.inv(start.precision).astype(np.float64)
     mean = covariance @ start.information
     noise = start.noise_variance
     for _ in range(iterations):
         posterior_mean, posterior_covariance = _posteriors(users, mean, covariance, noise)
-        mean = posterior_mean.mean(axis=0)
+        mean = mean if keep_mean else posterior_mean.mean(axis=0)
         deviation = posterior_mean - mean
         covariance = _floored((posterior_covariance + deviation[:, :, None] * deviation[:, None, :]).mean(axis=0))
         residual = (

@@ -2,13 +2,16 @@
 
     y = r + γ^(elapsed / unit) V(s'),   0 for V after a terminated transition
 
-V(s) is the mean of Q over a slate of k candidates. Learners differ in how that slate is chosen and valued, and in
-nothing else: that is `next_state_values`.
+V(s) is the mean of Q over a slate. Q-learning, double Q-learning and SARSA differ in how that slate is chosen and
+valued, and in nothing else: that is their `next_state_values`.
 """
 
+import torch
 from torch import Tensor
 
-__all__ = ["double_q_values", "q_values", "td_targets"]
+from model_core.rl.following import ShownNext
+
+__all__ = ["consumed_credit", "double_q_values", "q_values", "sarsa_values", "td_targets"]
 
 
 def q_values(target: Tensor, k: int) -> Tensor:
@@ -39,15 +42,52 @@ def double_q_values(online: Tensor, target: Tensor, k: int) -> Tensor:
     return target.gather(1, chosen).mean(dim=1)
 
 
-def td_targets(reward: Tensor, discount: Tensor, next_values: Tensor) -> Tensor:
+def sarsa_values(shown: ShownNext, value: Tensor) -> Tensor:
+    """SARSA (Rummery and Niranjan 1994): the slate that was shown next, valued by the target network.
+
+    Args:
+        shown: the next slates.
+        value: float[B], V(s') where nothing was shown next.
+
+    Returns:
+        float[B].
+    """
+    count = shown.mask.sum(dim=1)
+    return torch.where(count > 0, (shown.q * shown.mask).sum(dim=1) / count.clamp(min=1), value)
+
+
+def td_targets(reward: Tensor, discount: Tensor, next_values: Tensor, credit: Tensor | None = None) -> Tensor:
     """Targets y of every shown item.
 
     Args:
         reward: float[B, K], of each shown item.
         discount: float[B], γ^(elapsed / unit), 0 where the transition terminated.
         next_values: float[B], V(s').
+        credit: float[B, K], each item's share of it, of mean 1 over a slate; None for 1.
 
     Returns:
         float[B, K].
     """
-    return reward + (discount * next_values)[:, None]
+    future = (discount * next_values)[:, None]
+    return reward + (future if credit is None else future * credit)
+
+
+def consumed_credit(slate: Tensor, shown: Tensor, appended: Tensor, length: Tensor) -> Tensor:
+    """Credit with the future for those items alone whose feedback made it; for all alike where there was none.
+
+    What follows depends on a slate by what was consumed of it, as in SlateQ (Ie et al. 2019). Shared among all, an
+    item's own part of it would be K times too small.
+
+    Args:
+        slate: int[B, K], shown items.
+        shown: float[B, K], 1 for an item and 0 beyond a slate.
+        appended: int[B, L], items whose feedback entered the history before the next state.
+        length: int[B], how many of them.
+
+    Returns:
+        float[B, K], of mean 1 over a slate.
+    """
+    within = torch.arange(appended.shape[1], device=slate.device)[None] < length[:, None]
+    consumed = ((slate[:, :, None] == appended[:, None, :]) & within[:, None, :]).any(dim=2) * shown
+    responsible = torch.where(consumed.any(dim=1, keepdim=True), consumed, shown)
+    return responsible * shown.sum(dim=1, keepdim=True) / responsible.sum(dim=1, keepdim=True)

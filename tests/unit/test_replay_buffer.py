@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
-from model_core.records import Transition
+from model_core.records import Candidates, NextItem, Transition
 from model_core.replay_buffer import ReplayBuffer, Rows
 from tests.unit.learner_case import transition, transitions
 
@@ -152,3 +153,71 @@ def test_a_restored_buffer_goes_on_as_the_one_it_was_taken_of(count: int) -> Non
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
     assert made.left_out == restored.left_out
+
+
+def keeping(capacity: int = 8, held_out: float = 0.0) -> ReplayBuffer:
+    rows = Rows(lambda item_id: int(item_id[1:]), tokens)
+    return ReplayBuffer(capacity, held_out, rows, keeps={"next-slate", "propensities"})
+
+
+def chain(count: int) -> list[Transition]:
+    """Transitions of one user, each naming the next."""
+    made = []
+    for n in range(count):
+        one = transition("u", f"i{n}", [("m1", 0.0), ("m2", 1.0)], next_transition_id=f"i{n + 1}")
+        slate = [msgspec.structs.replace(item, propensity=0.5) for item in one.slate]
+        made.append(msgspec.structs.replace(one, slate=slate))
+    return made
+
+
+def test_a_transition_leads_to_the_one_that_followed() -> None:
+    """Also after a restore; not where that is evicted, erased or never came."""
+    made = filled(keeping(4), chain(6))
+    rows = np.array([made.row_of("u", f"i{n}") for n in range(2, 6)])
+    assert made.following(rows).tolist() == [*rows[1:].tolist(), -1]
+    restored = keeping(4)
+    restored.restore(made.state())
+    assert restored.following(rows).tolist() == made.following(rows).tolist()
+    filled(made, [msgspec.structs.replace(chain(1)[0], user_id="v", transition_id=f"j{n}") for n in range(2)])
+    assert made.following(rows[2:]).tolist() == [rows[3], -1]
+    made.erase("u")
+    assert (made.following(np.arange(4)) == -1).all()
+
+
+def test_a_held_out_transition_is_nobodys_next() -> None:
+    """What is never trained on enters no return either."""
+    made = filled(keeping(200, held_out=0.5), chain(100))
+    held = made.columns["held_out"]
+    following = made.following(made.rows(held_out=False))
+    assert held.any()
+    assert not held[following[following >= 0]].any()
+    assert (following >= 0).any()
+
+
+def test_candidates_beside_the_slate_are_kept_with_their_inclusion() -> None:
+    """The slate's own are left out; a sample longer than the column becomes a smaller sample; none is unknown."""
+    one = chain(1)[0]
+
+    def row_with(candidates: Candidates) -> dict[str, Any]:
+        made = keeping()
+        state = msgspec.structs.replace(one.state, candidates=candidates)
+        row = made.add(msgspec.structs.replace(one, state=state))
+        return {name: column[row] for name, column in made.columns.items()}
+
+    row = row_with(Candidates(ids=["m2", "m5", "m1"], inclusion_probability=[1.0, 0.25, 1.0], count=6))
+    assert (row["candidates_length"], row["candidates"][0], row["inclusion"][0]) == (1, 5, 0.25)
+    assert row["slate_propensity"][:3].tolist() == [0.5, 0.5, 0.0]
+    many = row_with(Candidates(ids=[f"m{n}" for n in range(10, 74)], inclusion_probability=[0.5] * 64, count=130))
+    assert (many["candidates_length"], many["inclusion"][0]) == (32, 0.25)
+    assert row_with(Candidates())["candidates_length"] == -1
+    assert row_with(Candidates(ids=["m5"], inclusion_probability=[0.0], count=3))["candidates_length"] == -1
+
+
+def test_the_next_slate_is_kept_for_those_who_ask() -> None:
+    """Rows of its items; without asking, no column of it."""
+    made = keeping()
+    shown = [NextItem(item_id="m3", position=1, propensity=None), NextItem(item_id="m1", position=2, propensity=None)]
+    row = made.add(msgspec.structs.replace(chain(1)[0], next_slate=shown))
+    assert made.columns["next_slate"][row, :3].tolist() == [3, 1, 0]
+    assert made.columns["next_slate_length"][row] == 2
+    assert "next_slate" not in buffer().columns

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from model_core.rl.targets import double_q_values, q_values, td_targets
+from model_core.rl.following import ShownNext
+from model_core.rl.targets import consumed_credit, double_q_values, q_values, sarsa_values, td_targets
 
 
 @pytest.mark.parametrize("k", [1, 3, 7, 20])
@@ -31,3 +32,22 @@ def test_td_targets_add_the_discounted_next_value_to_every_place() -> None:
     reward = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     y = td_targets(reward, torch.tensor([0.5, 0.0]), torch.tensor([3.0, 9.0]))
     assert y.tolist() == [[2.5, 1.5], [0.0, 2.0]]
+
+
+def test_sarsa_values_are_those_of_the_slate_that_was_shown() -> None:
+    """The mean over the next slate, and V(s') where none followed."""
+    shown = ShownNext(
+        torch.tensor([[1.0, 3.0, 9.0], [5.0, 5.0, 5.0]]), torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    )
+    assert sarsa_values(shown, torch.tensor([7.0, 0.5])).tolist() == [2.0, 0.5]
+
+
+def test_the_future_belongs_to_what_was_consumed() -> None:
+    """The consumed items share it, at a mean of 1 over the slate; all do where nothing was consumed of it."""
+    slate = torch.tensor([[4, 5, 6, 0], [4, 5, 6, 7], [4, 5, 6, 7]])
+    shown = torch.tensor([[1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
+    appended, length = torch.tensor([[5, 0], [7, 4], [9, 4]]), torch.tensor([1, 2, 1])
+    credit = consumed_credit(slate, shown, appended, length)
+    assert credit.tolist() == [[0.0, 3.0, 0.0, 0.0], [2.0, 0.0, 0.0, 2.0], [1.0, 1.0, 1.0, 1.0]]
+    y = td_targets(torch.zeros(3, 4), torch.ones(3), torch.tensor([1.0, 2.0, 3.0]), credit)
+    assert y.sum(dim=1).tolist() == [3.0, 8.0, 12.0]

@@ -1,0 +1,36 @@
+"""What the networks say of the state after each of B transitions."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+__all__ = ["Following", "ShownNext"]
+
+
+class ShownNext(NamedTuple):
+    """The next slates.
+
+    Attributes:
+        q: float[B, K], of each item under the target network.
+        mask: float[B, K], 1 for an item and 0 beyond a slate; a row of zeros where nothing followed.
+    """
+
+    q: Tensor
+    mask: Tensor
+
+
+class Following(NamedTuple):
+    """The B next states.
+
+    Attributes:
+        online: float[B, C], Q of each candidate under the online network.
+        target: float[B, C], the same under the target network.
+        value: float[B], the target network's value head; computed for those who ask.
+        shown: the next slates; computed for those who ask.
+    """
+
+    online: Tensor
+    target: Tensor
+    value: Callable[[], Tensor]
+    shown: Callable[[], ShownNext]
