@@ -8,10 +8,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import click
 
+from model_core.config import Algorithm, LearnerSettings
 from model_core.errors import HeadwaterError, SettingsError
 
 if TYPE_CHECKING:
@@ -76,6 +77,13 @@ def _print(value: Any) -> None:
 @click.option("--seconds", default=120.0, show_default=True, help="Wall time; the people get a third of it at least.")
 @click.option("--broker", default="embedded", show_default=True, metavar="embedded|HOST:PORT", help="Where to run it.")
 @click.option("--seed", default=1, show_default=True, help="Of the people and of all draws.")
+@click.option(
+    "--learner",
+    type=click.Choice(get_args(Algorithm)),
+    default=LearnerSettings().algorithm,
+    show_default=True,
+    help="What the trainer learns by.",
+)
 @click.option("--no-trainer", is_flag=True, help="Leave the trainer out, to see what it brings.")
 @click.option("--rounds", default=400, show_default=True, help="End after so many slates for everybody.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Folder to keep the workers' logs and state in.")

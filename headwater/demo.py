@@ -24,6 +24,7 @@ from headwater.produce import publisher_of
 from headwater.reading import Reader, require_broker
 from headwater.settings import Settings, load
 from model_core import records
+from model_core.config import Algorithm, LearnerSettings
 from model_core.errors import HeadwaterError
 from model_core.records import Impression, ModelManifest, Recommendation
 from producers.closed_loop import ClosedLoop, LoopSettings
@@ -89,6 +90,7 @@ class DemoOptions:
         seconds: wall time, backfill included; the people get a third of it at least.
         broker: `embedded`, or `host:port`.
         seed: of the people and of all draws.
+        learner: what the trainer learns by, as in `learner.algorithm`.
         trainer: False to leave the trainer out: what does it bring?
         rounds: end after so many rounds of everybody, whatever the time.
         keep: folder for the workers' logs and state; a temporary one that goes with the demo for None.
@@ -97,6 +99,7 @@ class DemoOptions:
     seconds: float = 120.0
     broker: str = "embedded"
     seed: int = 1
+    learner: Algorithm = LearnerSettings().algorithm
     trainer: bool = True
     rounds: int = _MAX_ROUNDS
     keep: Path | None = None
@@ -218,6 +221,7 @@ class Demo:
             **TRAINER_OPTIONS,
             "general.seed": self._options.seed,
             "trainer.seed": self._options.seed,
+            "learner.algorithm": self._options.learner,
             "streams.brokers": address,
             "streams.topic_prefix": prefix,
             "streams.group_prefix": prefix or "headwater-",

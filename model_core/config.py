@@ -9,9 +9,12 @@ from typing import Literal, get_args, get_type_hints
 
 from model_core.errors import SettingsError
 
-__all__ = ["EncoderSettings", "HeadSettings", "JoinSettings", "LearnerSettings", "PolicySettings"]
+__all__ = ["Algorithm", "EncoderSettings", "HeadSettings", "JoinSettings", "LearnerSettings", "PolicySettings"]
 
 _MINUTE_MS = 60_000
+
+Algorithm = Literal["double-q-learning", "q-learning", "sarsa", "reinforce", "a2c", "ppo"]
+"""Names of the learners."""
 
 
 def _expect(holds: bool, key: str, value: object, expected: str) -> None:  # noqa: FBT001 - an assertion's argument
@@ -211,7 +214,7 @@ class LearnerSettings:
         popularity_half_life: impressions of an item after which an old one counts half.
     """
 
-    algorithm: Literal["double-q-learning", "q-learning", "sarsa", "reinforce", "a2c", "ppo"] = "double-q-learning"
+    algorithm: Algorithm = "double-q-learning"
     discount: float = 0.5
     discount_unit_ms: int = 30 * _MINUTE_MS
     learning_rate: float = 6e-3

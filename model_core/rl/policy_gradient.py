@@ -179,6 +179,9 @@ def v_trace(steps: Steps, cap: float) -> Trace:
 
 
 def advantages(steps: Steps, trace: Trace) -> Tensor:
-    """How much better the first of the steps went than V(s) said, in deviations of the batch; float[B]."""
+    """How much better the first of the steps went than V(s) said; float[B], of mean 0 and deviation 1 over the batch.
+
+    The mean is a baseline too: without it a critic that has not yet learned how good all is praises whatever was shown.
+    """
     advantage = steps.reward[:, 0] + steps.discount[:, 0] * trace.next_value - steps.value[:, 0]
-    return advantage / (advantage.std(correction=0) + _LEAST_DEVIATION)
+    return (advantage - advantage.mean()) / (advantage.std(correction=0) + _LEAST_DEVIATION)

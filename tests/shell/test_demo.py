@@ -1,14 +1,18 @@
 """What the demo does without its data, and what it shows."""
 
 from collections import Counter
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
 from headwater import demo
+from headwater.cli import cli
 from headwater.demo import Demo, DemoOptions, DemoSummary, Status
 from headwater.view import LiveView, summary
+from model_core.config import Algorithm
 from producers.datasets import DatasetUnavailableError
 from producers.scoring import Rate
 
@@ -38,6 +42,19 @@ def test_without_the_data_it_says_so_and_simulates(monkeypatch: pytest.MonkeyPat
     assert any("no index answers" in phase and "simulator" in phase for phase in told)
     assert people.name != "MovieLens-100k"
     assert len(people.users) > 100
+
+
+@pytest.mark.parametrize("learner", get_args(Algorithm))
+def test_a_learner_by_name_reaches_the_trainer(
+    learner: Algorithm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes are given the setting; a name that is none is refused by the command, with the names that are."""
+    monkeypatch.setattr(demo, "require_broker", lambda *_: None)
+    settings, options = Demo(DemoOptions(learner=learner))._settings("nowhere:1", tmp_path)
+    assert settings.learner.algorithm == options["learner.algorithm"] == learner
+    refused = CliRunner().invoke(cli, ["demo", "--learner", "dqn"])
+    assert refused.exit_code == 2
+    assert learner in refused.output
 
 
 def test_the_live_view_shows_rates_model_loss_and_latency() -> None:
