@@ -90,7 +90,7 @@ class Size(NamedTuple):
     own_steps: int
 
 
-FULL: Final = Size(8_000, 1_000, 60, 500, 12)
+FULL: Final = Size(8_000, 800, 50, 500, 12)
 QUICK: Final = Size(3_000, 500, 20, 500, 12)
 SARSA_ROUNDS: Final = 6
 
