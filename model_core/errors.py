@@ -4,6 +4,7 @@ from typing import Literal
 
 __all__ = [
     "DecodeError",
+    "EvaluationError",
     "HeadwaterError",
     "InvariantError",
     "ModelError",
@@ -56,6 +57,10 @@ class ModelError(HeadwaterError):
 
 class SettingsError(HeadwaterError):
     """A setting is wrong: names the key, the value it has and what was expected."""
+
+
+class EvaluationError(HeadwaterError):
+    """A log cannot be evaluated: names what is wrong, the first row where it is, and what was expected."""
 
 
 class InvariantError(HeadwaterError):
