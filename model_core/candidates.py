@@ -35,7 +35,11 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 class Catalogue:
-    """All items, each at a row that it keeps; removed and unavailable ones stay as rows that no one is offered."""
+    """All items, in rows; removed and unavailable ones stay as rows that no one is offered.
+
+    `take_changes` puts the rows in the order of item keys, so that what is chosen does not depend on the order in which
+    the items came; between two calls a row stands for its item.
+    """
 
     def __init__(self) -> None:
         self.items: list[Item | None] = []
@@ -43,7 +47,8 @@ class Catalogue:
         self.generation = 0
         self._row: dict[str, int] = {}
         self._row_of_key: dict[int, int] = {}
-        self._changed: list[int] = []
+        self._changed: set[str] = set()
+        self._arranged = 0
 
     def __len__(self) -> int:
         return sum(item is not None for item in self.items)
@@ -58,14 +63,14 @@ class Catalogue:
             self._row_of_key[self.keys[row]] = row
         else:
             self.items[row] = item
-        self._touch(row)
+        self._touch(item.item_id)
 
     def remove(self, item_id: str) -> None:
         """Take an item out; its row stays, so that histories that hold it still encode."""
         row = self._row.get(item_id)
         if row is not None:
             self.items[row] = None
-            self._touch(row)
+            self._touch(item_id)
 
     def row(self, item_id: str) -> int:
         """Row of an item, -1 for one that was never there."""
@@ -75,13 +80,22 @@ class Catalogue:
         """Row of an item by its `item_key`, -1 for one that was never there."""
         return self._row_of_key.get(key, -1)
 
-    def take_changes(self) -> list[int]:
-        """Rows that changed since the last call."""
-        changed, self._changed = self._changed, []
-        return changed
+    def take_changes(self) -> tuple[list[int], IntArray]:
+        """Put the rows in order; the rows that changed since the last call, and of each row which one it was before."""
+        before = np.arange(len(self.items))
+        if self._arranged < len(self.items):
+            before = np.argsort(np.array(self.keys, np.uint64), kind="stable")
+            ids = {row: item_id for item_id, row in self._row.items()}
+            self._row = {ids[old]: row for row, old in enumerate(before.tolist())}
+            self.items = [self.items[old] for old in before.tolist()]
+            self.keys = [self.keys[old] for old in before.tolist()]
+            self._row_of_key = {key: row for row, key in enumerate(self.keys)}
+            self._arranged = len(self.items)
+        changed, self._changed = sorted(self._row[item_id] for item_id in self._changed), set()
+        return changed, before
 
-    def _touch(self, row: int) -> None:
-        self._changed.append(row)
+    def _touch(self, item_id: str) -> None:
+        self._changed.add(item_id)
         self.generation += 1
 
 
@@ -111,6 +125,9 @@ class Embedded:
         group_starts: first coordinate of each group.
     """
 
+    vectors: Float32Array
+    inputs: Float32Array
+
     def __init__(self, catalogue: Catalogue, model: ServingModel, settings: PolicySettings) -> None:
         self._catalogue = catalogue
         self._model = model
@@ -128,7 +145,9 @@ class Embedded:
         """Embed what changed in the catalogue since the last call."""
         if self._generation == self._catalogue.generation:
             return
-        changed = sorted(set(self._catalogue.take_changes()))
+        changed, before = self._catalogue.take_changes()
+        self.vectors = _grown(self.vectors, len(before))[before]
+        self.inputs = _grown(self.inputs, len(before))[before]
         self._embed(changed)
         self._index()
         self._generation = self._catalogue.generation

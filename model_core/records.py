@@ -455,6 +455,13 @@ class Step(Struct, frozen=True, kw_only=True):
         configuration: hash of all settings that shape the result.
         seed: of all randomness.
         users: how many users' records it wrote.
+        records: of the source topics in it, topic by topic in the order of `offsets`, which may have gaps.
+        opened: the first of a task that was opened anew: who was active before is forgotten.
+        max_due_users: users without events that one transaction settles at most.
+        max_active_users: users remembered for a refresh.
+        cause: of a transaction that no source record asked for: what made slates fresh.
+        refreshed: how many of the active users got their turn; null for the slate of `__default__` and for no cause.
+        published: it brought the state of a backfill; what made that state is not in this topic.
     """
 
     partition: int
@@ -464,6 +471,13 @@ class Step(Struct, frozen=True, kw_only=True):
     configuration: str
     seed: int
     users: int
+    records: int = 0
+    opened: bool = False
+    max_due_users: int = 0
+    max_active_users: int = 0
+    cause: Cause | None = None
+    refreshed: int | None = None
+    published: bool = False
 
 
 class Erasure(Struct, frozen=True, kw_only=True):

@@ -31,6 +31,8 @@ FEATURES: Final = 1
 MAX_POSITIONS: Final = 32
 """Places of a slate that have an examination probability of their own; later ones share the last."""
 
+_BLOCK: Final = 64
+"""Rows of one matrix product over items: BLAS rounds rows at the edge of a product otherwise than those inside."""
 _VALUE_HIDDEN: Final = 16
 _WEAK_PRECISION: Final = 4.0
 _WEAK_NOISE: Final = 0.1
@@ -157,12 +159,13 @@ class ServingModel:
         return ids + words
 
     def item_vectors(self, items: Sequence[Item]) -> Float32Array:
-        """v(a) of each item; float32[n, d]."""
-        x = self.item_inputs(items)
+        """v(a) of each item; float32[n, d]. Its bits do not depend on the other items."""
+        x = _blocks(self.item_inputs(items))
         weights = self.weights
         taste = x @ weights["item_taste"] + weights["item_taste_bias"]
         worth = x @ weights["item_worth"] + weights["item_worth_bias"]
-        return np.concatenate([taste, worth, np.ones((len(x), 2), np.float32)], axis=1)
+        vectors = np.concatenate([taste, worth, np.ones((*x.shape[:2], 2), np.float32)], axis=2)
+        return vectors.reshape(-1, vectors.shape[2])[: len(items)]
 
     def advance(self, h: Float32Array, x: Float32Array, reward: Float32Array) -> Float32Array:
         """State after feedback: h float32[n, H], x float32[n, E], reward float32[n] → float32[n, H]."""
@@ -221,3 +224,10 @@ class ServingModel:
 def _sigmoid(z: Float32Array) -> Float32Array:
     half: Float32Array = np.tanh(z * np.float32(0.5))
     return half * np.float32(0.5) + np.float32(0.5)
+
+
+def _blocks(rows: Float32Array) -> Float32Array:
+    """float32[n, E] → float32[blocks, 64, E], zeros at the end."""
+    padded = np.zeros((-(-len(rows) // _BLOCK) * _BLOCK, rows.shape[1]), np.float32)
+    padded[: len(rows)] = rows
+    return padded.reshape(-1, _BLOCK, rows.shape[1])

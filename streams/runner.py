@@ -85,7 +85,7 @@ class TaskRunner:
         self._ready = asyncio.Event()
         self._stopping = False
         self._waited_s = 0.0
-        self._refresh: tuple[list[bytes], Cause] | None = None
+        self._refresh: Cause | None = None
         self._refreshed_at_s = 0.0
         self._defaults: Cause | None = None
         self._log = structlog.get_logger().bind(partition=task.partition)
@@ -109,7 +109,7 @@ class TaskRunner:
     def refresh(self, cause: Cause, *, default: bool) -> None:
         """Give fresh slates to active users, at the limited rate, and `__default__` where it is this task's."""
         if self._settings.refresh_users_per_s:
-            self._refresh = ([], cause)
+            self._refresh, self._refreshed_at_s = cause, time.monotonic()
         if default:
             self._defaults = cause
         self._ready.set()
@@ -178,22 +178,17 @@ class TaskRunner:
         return bool(beats)
 
     async def _refresh_some(self) -> bool:
-        """A few of the users that a new model makes refresh; False where it is not time yet."""
-        users, cause = self._refresh or ([], None)
-        if cause is None:
-            return False
-        if not users:
-            users = await self._on(self._threads.compute, self.task.active_users)
-            users.reverse()
-            self._refreshed_at_s = time.monotonic()
+        """A few of the users that a new model makes refresh; False where it is not time yet, or nobody is left."""
         allowed = int((time.monotonic() - self._refreshed_at_s) * self._settings.refresh_users_per_s)
-        number = min(max(allowed, 0), _REFRESH_USERS)
-        chosen, rest = users[-number:] if number else [], users[: len(users) - number]
-        self._refresh = (rest, cause) if rest else None
-        if not chosen:
+        if self._refresh is None or not allowed:
             return False
         self._refreshed_at_s = time.monotonic()
-        await self._land(await self._on(self._threads.compute, self.task.refresh, chosen, cause))
+        number = min(allowed, _REFRESH_USERS)
+        batch = await self._on(self._threads.compute, self.task.refresh, self._refresh, number)
+        if batch is None:
+            self._refresh = None
+            return False
+        await self._land(batch)
         return True
 
     def _ended(self, role: str) -> bool:

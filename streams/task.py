@@ -120,6 +120,9 @@ class StreamTask:
         self._clock = store.meta(CLOCK)
         self._next = decode_offsets(store.meta(OFFSETS))
         self._active: OrderedDict[bytes, int] = OrderedDict()
+        self._opened = True
+        self._refreshing: Cause | None = None
+        self._stale: list[bytes] = []
 
     def process(self, batch: Sequence[SourceRecord], offsets: Mapping[str, tuple[int, int]]) -> Counter[str]:
         """Prepare and land a batch, and empty ones after it until nobody is due; returns the counters."""
@@ -156,6 +159,7 @@ class StreamTask:
         failpoint("after-commit")
         self._store.write(batch.landing.changelog, batch.due, position)
         self._clock = batch.clock
+        self._opened = self._opened and batch.landing.step is None
         failpoint("after-store")
 
     def active_users(self) -> list[bytes]:
@@ -163,16 +167,24 @@ class StreamTask:
         now_ms = self.clock.impressions_ms if self.clock is not None else 0
         return [user for user, at_ms in reversed(self._active.items()) if at_ms >= now_ms - self._refresh_active_ms]
 
-    def refresh(self, users: Sequence[bytes], cause: Cause) -> Batch:
-        """Compute fresh slates of users without events, because of `cause`."""
+    def refresh(self, cause: Cause, at_most: int) -> Batch | None:
+        """Compute fresh slates, because of `cause`, of the next of those who were active at its first call.
+
+        Who they are follows from the batches before, so that a step need not name anybody; None once all had theirs.
+        """
+        if cause != self._refreshing:
+            self._refreshing, self._stale = cause, self.active_users()
+        users, self._stale = self._stale[:at_most], self._stale[at_most:]
+        if not users:
+            return None
         stored, states = self._load(users)
         known = {user: state for user, state in states.items() if state is not None}
         effects = self._engine.refresh(self.partition, self._clock, known, cause)
-        return self._batch(effects, stored, {})
+        return self._batch(effects, stored, {}, cause=cause, refreshed=len(users))
 
     def default_slate(self, cause: Cause) -> Batch:
         """Compute `__default__`, the slate of a user nobody has seen."""
-        return self._batch(self._engine.default_slate(self.partition, self._clock, cause), {}, {})
+        return self._batch(self._engine.default_slate(self.partition, self._clock, cause), {}, {}, cause=cause)
 
     def emit(self, outputs: Sequence[Output]) -> Batch:
         """A batch of these outputs alone."""
@@ -205,6 +217,8 @@ class StreamTask:
         *,
         records: int = 0,
         more: bool = False,
+        cause: Cause | None = None,
+        refreshed: int | None = None,
     ) -> Batch:
         due: dict[bytes, tuple[Due, Due]] = {}
         changelog: list[tuple[bytes, bytes | None]] = []
@@ -220,8 +234,9 @@ class StreamTask:
             self._next |= {role: following for role, (_, following) in offsets.items()}
             changelog.append((OFFSETS, msgspec.json.encode(self._next)))
         changelog.append((CLOCK, effects.clock))
+        step = self._step(offsets, len(effects.states), records, cause, refreshed)
         return Batch(
-            Landing(changelog, effects.outputs, offsets, self._step(offsets, len(effects.states))),
+            Landing(changelog, effects.outputs, offsets, step),
             due,
             effects.clock,
             effects.counters,
@@ -230,7 +245,14 @@ class StreamTask:
             more,
         )
 
-    def _step(self, offsets: Mapping[str, tuple[int, int]], users: int) -> bytes:
+    def _step(
+        self,
+        offsets: Mapping[str, tuple[int, int]],
+        users: int,
+        taken: int,
+        cause: Cause | None,
+        refreshed: int | None,
+    ) -> bytes:
         return records.encode(
             records.Step(
                 partition=self.partition,
@@ -240,5 +262,11 @@ class StreamTask:
                 configuration=self._identity.configuration,
                 seed=self._identity.seed,
                 users=users,
+                records=taken,
+                opened=self._opened,
+                max_due_users=self._max_due_users,
+                max_active_users=self._max_active_users,
+                cause=cause,
+                refreshed=refreshed,
             )
         )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_core.records import Cause
+from model_core.records import Cause, Step, decode_as
 from streams.ports import CLOCK, OFFSETS, USER, Landing, SourceRecord
 from streams.store import MemoryStore
 from streams.task import Identity, StreamTask, decode_offsets
@@ -149,9 +149,34 @@ def test_a_new_model_refreshes_those_who_were_active_lately() -> None:
         made.process([record], offsets_of([record]))
     assert made.active_users() == [b"b", b"a"]
     before = dict(store.users())
-    made.land(made.refresh(made.active_users(), Cause(topic="models", partition=0, offset=1)))
+    cause = Cause(topic="models", partition=0, offset=1)
+    for _ in range(2):
+        turn = made.refresh(cause, 1)
+        assert turn is not None
+        made.land(turn)
+    assert made.refresh(cause, 1) is None
     assert dict(store.users()) == before
-    assert sorted(landed.values("recommendations")[-2:]) == [b"a:refreshed:0", b"b:refreshed:0"]
+    assert landed.values("recommendations")[-2:] == [b"b:refreshed:0", b"a:refreshed:0"]
+
+
+def test_steps_say_what_it_takes_to_repeat_them() -> None:
+    """The first after opening, how many records, whose turn a refresh was, by number and never by name."""
+    landed = Landed()
+    made = task(MemoryStore(), landed, max_due_users=7)
+    value = json.dumps({"event_time_ms": START_MS}).encode()
+    record = SourceRecord("impressions", 0, None, b"someone", value)
+    made.process([record], offsets_of([record]))
+    cause = Cause(topic="models", partition=0, offset=1)
+    turn = made.refresh(cause, 5)
+    assert turn is not None
+    made.land(turn)
+    made.land(made.default_slate(cause))
+    encoded = [one.step or b"" for one in landed.landings]
+    taken, refreshed, default = (decode_as(Step, step) for step in encoded)
+    assert (taken.opened, taken.records, taken.cause, taken.max_due_users) == (True, 1, None, 7)
+    assert (refreshed.opened, refreshed.records, refreshed.cause, refreshed.refreshed) == (False, 0, cause, 1)
+    assert (default.cause, default.refreshed, default.users) == (cause, None, 0)
+    assert not any(b"someone" in step for step in encoded)
 
 
 def test_remembering_the_active_is_bounded() -> None:

@@ -10,13 +10,16 @@ from model_core.candidates import SOURCES, Candidates, Catalogue, Embedded
 from model_core.config import PolicySettings
 from model_core.records import Item
 from model_core.serving import ServingModel
+from model_core.user_state import item_key
 from tests.unit.learner_case import ENCODER
 
 COUNT = 40
+NAMES = sorted((f"m{n}" for n in range(COUNT + 10)), key=item_key)
+"""In the order of their rows."""
 MODEL = replace(
     ServingModel.initial(ENCODER),
-    popularity={f"m{n}": (100.0, 90.0 - n) for n in range(30)},
-    neighbours={"m0": ["m35", "m39"], "m1": ["m38"]},
+    popularity={NAMES[n]: (100.0, 90.0 - n) for n in range(30)},
+    neighbours={NAMES[0]: [NAMES[35], NAMES[39]], NAMES[1]: [NAMES[38]]},
 )
 SETTINGS = PolicySettings(slate_size=3, candidates=12, popular_share=0.25, new_share=0.25, cooccurring_share=0.25)
 NOBODY = np.zeros(0, np.int64)
@@ -26,7 +29,7 @@ SCORES = np.random.default_rng(5).random((4, COUNT)).astype(np.float32)
 def catalogue(count: int = COUNT) -> Catalogue:
     made = Catalogue()
     for n in range(count):
-        made.set(Item(item_id=f"m{n}", title=f"Film {n}", categories=[f"c{n % 3}"]))
+        made.set(Item(item_id=NAMES[n], title=f"Film {n}", categories=[f"c{n % 3}"]))
     return made
 
 
@@ -49,7 +52,7 @@ def test_each_user_gets_as_many_different_candidates_as_wanted() -> None:
 def test_sources_claim_their_shares() -> None:
     """A quarter popular, a quarter new, the co-clicked of the last items, the rest nearest."""
     embedded = Embedded(catalogue(), MODEL, SETTINGS)
-    pool = selected(embedded, 1, [["m0", "m1"]])
+    pool = selected(embedded, 1, [[NAMES[0], NAMES[1]]])
     by_source = {
         name: {int(row) for row, source in zip(pool.rows[0], pool.source[0], strict=True) if SOURCES[source] == name}
         for name in SOURCES
@@ -74,7 +77,7 @@ def test_what_is_seen_is_no_candidate_whatever_claims_it() -> None:
     """The filter binds popular, new, co-clicked and near items alike, one user at a time."""
     embedded = Embedded(catalogue(), MODEL, SETTINGS)
     seen = np.array([0, 1, 30, 31, 35, int(SCORES[0].argmax())])
-    pool = embedded.select(SCORES[:2], [["m0"], ["m0"]], [seen, NOBODY], np.zeros(2))
+    pool = embedded.select(SCORES[:2], [[NAMES[0]], [NAMES[0]]], [seen, NOBODY], np.zeros(2))
     assert not set(seen.tolist()) & set(pool.rows[0].tolist())
     assert {0, 1, 35} <= set(pool.rows[1].tolist())
 
@@ -91,12 +94,12 @@ def test_unavailable_and_removed_items_are_never_offered() -> None:
     """Neither popularity nor co-clicks bring them back; an item that returns is offered again."""
     items = catalogue()
     embedded = Embedded(items, MODEL, SETTINGS)
-    items.remove("m0")
-    items.set(Item(item_id="m35", available=False))
+    items.remove(NAMES[0])
+    items.set(Item(item_id=NAMES[35], available=False))
     embedded.refresh()
-    pool = selected(embedded, 30, [["m0"]] * 30)
+    pool = selected(embedded, 30, [[NAMES[0]]] * 30)
     assert not {0, 35} & set(pool.rows.ravel().tolist())
-    items.set(Item(item_id="m0"))
+    items.set(Item(item_id=NAMES[0]))
     embedded.refresh()
     assert 0 in selected(embedded).rows
 
@@ -115,8 +118,8 @@ def test_a_refreshed_catalogue_is_one_embedded_anew() -> None:
     items = catalogue()
     embedded = Embedded(items, MODEL, SETTINGS)
     items.set(Item(item_id="fresh", title="New one"))
-    items.set(Item(item_id="m3", title="Other words"))
-    items.remove("m4")
+    items.set(Item(item_id=NAMES[3], title="Other words"))
+    items.remove(NAMES[4])
     embedded.refresh()
     anew = Embedded(items, MODEL, SETTINGS)
     alive = embedded.available
@@ -132,7 +135,7 @@ def test_a_batch_of_one_and_a_batch_of_many_choose_alike() -> None:
     """A user's candidates do not depend on who else is served."""
     embedded = Embedded(catalogue(), MODEL, SETTINGS)
     turn = np.array([0.1, 0.5, 0.9, 0.3])
-    last = [["m0"], [], ["m1", "m0"], ["unknown"]]
+    last = [[NAMES[0]], [], [NAMES[1], NAMES[0]], ["unknown"]]
     seen = [NOBODY, np.array([2, 3]), NOBODY, np.array([36])]
     together = embedded.select(SCORES, last, seen, turn)
     for user in range(4):
@@ -145,9 +148,31 @@ def test_a_batch_of_one_and_a_batch_of_many_choose_alike() -> None:
 def test_rows_are_kept_and_found_by_id_and_key() -> None:
     """A removed item keeps its row, so that histories that hold it still encode."""
     items = catalogue(3)
-    items.remove("m1")
-    items.set(msgspec.structs.replace(Item(item_id="m2"), title="x"))
-    assert [items.row(name) for name in ("m0", "m1", "m2", "m9")] == [0, 1, 2, -1]
+    items.remove(NAMES[1])
+    items.set(msgspec.structs.replace(Item(item_id=NAMES[2]), title="x"))
+    assert [items.row(name) for name in (NAMES[0], NAMES[1], NAMES[2], NAMES[9])] == [0, 1, 2, -1]
     assert [items.row_of_key(key) for key in items.keys] == [0, 1, 2]
     assert items.row_of_key(12345) == -1
     assert len(items) == 2
+
+
+def test_the_order_in_which_items_came_changes_nothing() -> None:
+    """All at once, one by one in any order, or changed on the way: the same bits, row by row."""
+    items = [Item(item_id=NAMES[n], title=f"Film {n}", categories=[f"c{n % 3}"]) for n in range(COUNT)]
+    embedded = [Embedded(catalogue(), MODEL, SETTINGS)]
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(COUNT).tolist()
+        made = Catalogue()
+        one_by_one = Embedded(made, MODEL, SETTINGS)
+        for n in order:
+            made.set(msgspec.structs.replace(items[n], title="Another"))
+            one_by_one.refresh()
+            made.set(items[n])
+        one_by_one.refresh()
+        assert [made.row(NAMES[n]) for n in range(COUNT)] == list(range(COUNT))
+        embedded.append(one_by_one)
+    for one in embedded[1:]:
+        assert one.vectors.tobytes() == embedded[0].vectors.tobytes()
+        assert one.inputs.tobytes() == embedded[0].inputs.tobytes()
+        pool, expected = selected(one), selected(embedded[0])
+        assert (pool.rows.tolist(), pool.source.tolist()) == (expected.rows.tolist(), expected.source.tolist())

@@ -17,9 +17,13 @@ from model_core.config import PolicySettings
 from model_core.policy import Asked, Chosen
 from model_core.records import Item
 from model_core.serving import ServingModel
+from model_core.user_state import item_key
 from tests.unit.learner_case import ENCODER
 
 MODEL = ServingModel.initial(ENCODER, seed=6)
+NAMES = sorted((f"m{n}" for n in range(40)), key=item_key)
+"""In the order of their rows."""
+
 NOBODY = np.zeros(0, np.int64)
 SETTINGS = PolicySettings(slate_size=3, candidates=12, temperature=0.5, epsilon=0.1, particles=3)
 
@@ -30,7 +34,7 @@ def embedded(count: int, settings: PolicySettings) -> Embedded:
     catalogue = Catalogue()
     for n in range(count):
         categories = [f"c{n % 3}"] if n % 5 else []
-        catalogue.set(Item(item_id=f"m{n}", title=f"Film {n}", categories=categories, available=n != 4))
+        catalogue.set(Item(item_id=NAMES[n], title=f"Film {n}", categories=categories, available=n != 4))
     return Embedded(catalogue, MODEL, settings)
 
 
@@ -85,7 +89,7 @@ def test_propensities_are_those_of_the_stated_mixture(exploration: Literal["gree
         scores = phi @ mean
         np.testing.assert_allclose(
             [place.score for place in one.slate],
-            [scores[offered.tolist().index(int(name[1:]))] for name in shown(one)],
+            [scores[offered.tolist().index(NAMES.index(name))] for name in shown(one)],
             atol=1e-4,
         )
         if exploration == "ucb":
@@ -96,7 +100,7 @@ def test_propensities_are_those_of_the_stated_mixture(exploration: Literal["gree
             for order in permutations(range(len(offered)), 3)
         }
         assert sum(every.values()) == pytest.approx(1.0)
-        order = tuple(offered.tolist().index(int(name[1:])) for name in shown(one))
+        order = tuple(offered.tolist().index(NAMES.index(name)) for name in shown(one))
         begin = [sum(p for other, p in every.items() if other[:length] == order[:length]) for length in range(4)]
         expected = [begin[place + 1] / begin[place] for place in range(3)]
         np.testing.assert_allclose([place.propensity for place in one.slate], expected, rtol=2e-3)
@@ -107,7 +111,7 @@ def test_propensities_are_those_of_the_stated_mixture(exploration: Literal["gree
 def test_nothing_seen_or_unavailable_is_shown_or_sampled(exploration: Literal["thompson", "ucb", "greedy"]) -> None:
     """Both are out of the slate, out of the candidates and out of their count."""
     settings = replace(SETTINGS, exploration=exploration, epsilon=1.0)
-    out = {"m0", "m1", "m2", "m4"}
+    out = {NAMES[0], NAMES[1], NAMES[2], NAMES[4]}
     for one in chosen(settings, 12, 40, np.array([0, 1, 2])):
         assert not out & set(shown(one))
         assert not out & set(one.candidates.ids)
@@ -120,7 +124,7 @@ def test_no_category_takes_more_places_than_its_cap(cap: int) -> None:
     settings = replace(SETTINGS, category_cap=cap, slate_size=8, epsilon=1.0, candidates=20)
     uncapped = 0
     for one in chosen(settings, 20, 40):
-        numbers = [int(name[1:]) for name in shown(one)]
+        numbers = [NAMES.index(name) for name in shown(one)]
         taken = Counter(n % 3 for n in numbers if n % 5)
         uncapped += sum(n % 5 == 0 for n in numbers)
         assert max(taken.values()) <= cap
@@ -135,9 +139,9 @@ def test_the_cap_leaves_the_best_of_each_category() -> None:
     for capped, whole in zip(chosen(settings), chosen(free), strict=True):
         best: dict[int, float] = {}
         for place in whole.slate:
-            if (n := int(place.item_id[1:])) % 5:
+            if (n := NAMES.index(place.item_id)) % 5:
                 best[n % 3] = max(best.get(n % 3, -math.inf), place.score)
-        left = {n % 3: place.score for place in capped.slate if (n := int(place.item_id[1:])) % 5}
+        left = {n % 3: place.score for place in capped.slate if (n := NAMES.index(place.item_id)) % 5}
         assert left == pytest.approx(best, abs=1e-6)
 
 
