@@ -21,6 +21,9 @@ Floats = npt.NDArray[np.float64]
 TargetPolicy = Callable[[Transition], Sequence[float]]
 """The evaluated policy's probability of each shown item, in the slate's order and of the log's propensity kind."""
 
+_ROUNDING: Final = 1e-9
+"""A target may exceed 1 by this: it is computed, where a propensity is read from a record that was checked."""
+
 _LEAST_USERS: Final = 2
 """Below two users there is no spread between users, so no interval."""
 
@@ -44,7 +47,7 @@ def _check(reward: Floats, propensity: Floats, target: Floats, users: npt.NDArra
     _expect(np.isfinite(reward), "reward", reward, "a finite number")
     known = np.isnan(propensity) | ((propensity > 0) & (propensity <= 1))
     _expect(known, "propensity", propensity, "a probability in (0, 1], or NaN where it is not known")
-    _expect((target >= 0) & (target <= 1), "target", target, "a probability in [0, 1]")
+    _expect((target >= 0) & (target <= 1 + _ROUNDING), "target", target, "a probability in [0, 1]")
 
 
 def _check_left(users: npt.NDArray[np.generic], left_out: int) -> None:

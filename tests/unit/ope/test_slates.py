@@ -65,7 +65,7 @@ def every_log(
             SlateLog(
                 reward=np.array([rewards(slate) for slate in pair]),
                 propensity=np.array([before[slate] for slate in pair]),
-                target=np.minimum(np.array([after[slate] for slate in pair]), 1.0),
+                target=np.array([after[slate] for slate in pair]),
                 users=np.arange(2),
                 kind=kind,
             ),
