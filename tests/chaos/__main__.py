@@ -7,11 +7,13 @@ import tempfile
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from tests.chaos.lane import Lane
 from tests.chaos.plan import plan
+from tests.chaos.proxy import Proxy
 from tests.kafka_cluster import KafkaBroker, missing
 
 
@@ -21,13 +23,18 @@ def run(seed: int, kills: int, lanes: int, directory: Path) -> dict[str, Any]:
     Most of a kill is waiting for the dead worker's session to end, so lanes side by side cost little.
     """
     outage = threading.Lock()
-    with KafkaBroker(heap="384m") as kafka, ThreadPoolExecutor(lanes) as pool:
+    with ExitStack() as stack:
+        network = stack.enter_context(Proxy())
+        kafka = KafkaBroker(heap="384m", properties={"advertised.listeners": f"PLAINTEXT://{network.address}"})
+        network.lead_to(kafka.address)
+        stack.enter_context(kafka)
+        pool = stack.enter_context(ThreadPoolExecutor(lanes))
         made = []
         for number in range(lanes):
             own = directory / f"lane-{number}"
             own.mkdir()
             strikes = plan(seed * 1_000 + number, kills // lanes + (number < kills % lanes))
-            made.append(Lane(kafka, outage, own, seed * 1_000 + number, strikes))
+            made.append(Lane(kafka, network, outage, own, seed * 1_000 + number, strikes))
         verdicts = [*pool.map(Lane.run, made)]
     for finding in (each for v in verdicts for each in (*v.lost, *v.doubled, *v.unequal)):
         sys.stderr.write(f"{finding}\n")

@@ -19,6 +19,7 @@ from streams.tasks import ROLE
 from streams.topics import partition_for
 from tests.broker.traffic import ITEMS, JOIN, Sent, generate
 from tests.chaos.plan import DAMAGED, Strike
+from tests.chaos.proxy import Proxy
 from tests.chaos.views import Verdict, compare
 from tests.kafka_cluster import KafkaBroker
 from tests.shell.streams_harness import Deployment, Worker, wait_for
@@ -41,7 +42,8 @@ class Lane:
 
     Args:
         kafka: the broker, which other lanes share.
-        outage: held by whoever kills the broker.
+        network: everybody's way to it.
+        outage: held by whoever takes either away.
         directory: for data directories and logs.
         seed: of traffic and of what happens to directories.
         strikes: the faults.
@@ -52,20 +54,26 @@ class Lane:
     """
 
     def __init__(
-        self, kafka: KafkaBroker, outage: threading.Lock, directory: Path, seed: int, strikes: Sequence[Strike]
+        self,
+        kafka: KafkaBroker,
+        network: Proxy,
+        outage: threading.Lock,
+        directory: Path,
+        seed: int,
+        strikes: Sequence[Strike],
     ) -> None:
         self.kills = 0
         self.faults: Counter[str] = Counter()
-        self._kafka, self._outage, self._strikes = kafka, outage, strikes
+        self._kafka, self._network, self._outage, self._strikes = kafka, network, outage, strikes
         self._rng = random.Random(seed)
         self._traffic = generate(seed, EVENTS_A_STRIKE * (len(strikes) + 2), USERS)
-        self._made = Deployment(kafka.address, directory, partitions=PARTITIONS, max_batch_records=_BATCH)
+        self._made = Deployment(network.address, directory, partitions=PARTITIONS, max_batch_records=_BATCH)
         self._made.options["join"] = JOIN
         self._producer = Producer(
-            {"bootstrap.servers": kafka.address, "linger.ms": 5, "enable.idempotence": True, "log_level": 0}
+            {"bootstrap.servers": network.address, "linger.ms": 5, "enable.idempotence": True, "log_level": 0}
         )
         self._watch = Consumer(
-            {"bootstrap.servers": kafka.address, "group.id": self._made.settings.group(ROLE), "log_level": 0}
+            {"bootstrap.servers": network.address, "group.id": self._made.settings.group(ROLE), "log_level": 0}
         )
         self._struck = 0
         self._over = threading.Event()
@@ -187,14 +195,25 @@ class Lane:
 
     def _broker(self, strike: Strike) -> None:
         """The broker killed under load, and started again after a while."""
+        self._outlive(strike, "the broker killed", lambda: self._kafka.stop(signal.SIGKILL), self._kafka.start)
+
+    def _cut(self, strike: Strike) -> None:
+        """Every connection broken and none to be had for a while."""
+        self._outlive(strike, "the network cut", self._network.cut, self._network.restore)
+
+    def _held(self, strike: Strike) -> None:
+        """Nothing arrives for a while, and then all of it."""
+        self._outlive(strike, "the network held", self._network.hold, self._network.restore)
+
+    def _outlive(self, strike: Strike, name: str, away: Callable[[], None], back: Callable[[], None]) -> None:
         self._spoil(strike.directory)
         workers = {"w0": self._start("w0")}
         self._wait(lambda: _opened(self._alive(workers, "w0")), "a worker")
         with self._outage:
-            self._kafka.stop(signal.SIGKILL)
+            away()
             _until(lambda: False, strike.moment_s)
-            self._kafka.start()
-        self.faults["the broker killed"] += 1
+            back()
+        self.faults[name] += 1
         self._caught_up(workers)
         self._end(self._alive(workers, "w0"))
 
@@ -227,7 +246,8 @@ class Lane:
 
     def _end(self, worker: Worker) -> None:
         if worker.process.poll() is None:
-            assert worker.terminate(PATIENCE_S) in (0, 1), worker.log.read_text()[-4_000:]
+            code = worker.terminate(PATIENCE_S)  # By the signal itself where it was still being loaded.
+            assert code in (0, 1, -signal.SIGTERM), f"{code}: {worker.log.read_text()[-4_000:]}"
 
     def _spoil(self, what: str) -> None:
         """Do to the first worker's data directory what its name says, where there is one."""

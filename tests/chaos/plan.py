@@ -38,12 +38,12 @@ class Strike(NamedTuple):
     Attributes:
         kind: `killed`: one worker at a point or at a moment; `crowd`: three workers under load, two of them killed,
             back to one; `moved`: killed while its partitions move; `zombie`: stopped past its session timeout, and
-            woken; `broker`: the broker killed and started again.
+            woken; `broker`: the broker killed and started again; `cut`, `held`: the network gone for a while.
         kills: SIGKILLs of workers in it.
         directory: what the first worker finds.
         point: where the worker is struck; empty for a moment.
         passes: through that point.
-        moment_s: of a kill without a point, or of the broker's absence.
+        moment_s: of a kill without a point, or how long the broker or the network is gone.
     """
 
     kind: str
@@ -81,12 +81,14 @@ def _points(rng: random.Random) -> Iterator[Strike]:
 
 
 def _others(rng: random.Random, seed: int) -> Iterator[Strike]:
-    kinds = ("crowd", "zombie", "broker", *REBALANCE)
+    kinds = ("crowd", "zombie", "broker", *REBALANCE, "cut", "held")
     while True:
         for place in range(len(kinds)):
             kind = kinds[(seed + place) % len(kinds)]
             directory, passes, moment_s = rng.choice(DIRECTORIES), rng.randint(1, 3), rng.uniform(0.5, 4.0)
-            if kind in REBALANCE:
+            if kind in ("cut", "held"):
+                yield Strike(kind, 0, directory, moment_s=4 * moment_s)
+            elif kind in REBALANCE:
                 yield Strike("moved", 1, point=kind)
             elif kind == "zombie":
                 yield Strike(kind, 0, directory, rng.choice(("", *BATCH)), passes, moment_s)

@@ -32,5 +32,5 @@ def test_a_long_plan_strikes_everywhere() -> None:
     strikes = plan(1, 60)
     points = Counter(strike.point for strike in strikes if strike.kills)
     assert points.keys() >= {*BATCH, *OPENING, *RECOVERY, *REBALANCE, "store-wiped", ""}
-    assert {strike.kind for strike in strikes} == {"killed", "crowd", "moved", "zombie", "broker"}
+    assert {strike.kind for strike in strikes} == {"killed", "crowd", "moved", "zombie", "broker", "cut", "held"}
     assert {strike.directory for strike in strikes} == {"kept", "wiped", "stale", "truncated", "corrupted"}
