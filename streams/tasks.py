@@ -135,7 +135,6 @@ class TaskOwnership(Ownership):
     async def open(self, assigned: set[TP]) -> None:
         """See `Ownership`."""
         failpoint("assigned")
-        partitions = self._copartitioned(assigned)
         started = time.monotonic()
         self._epoch += 1
         self._halted = False
@@ -147,6 +146,7 @@ class TaskOwnership(Ownership):
         loop = asyncio.get_running_loop()
         metadata = self.app.consumer.metadata()
         topics = await loop.run_in_executor(self._work.commits, self._describe)
+        partitions = self._copartitioned(assigned)
         opening = [
             loop.run_in_executor(self._work.commits, self._open_task, partition, topics, metadata, stopped)
             for partition in partitions
