@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,16 +12,16 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from model_core import model_file
-from model_core.config import EncoderSettings, LearnerSettings
-from model_core.records import ModelManifest, decode_as
+from model_core.config import Algorithm, EncoderSettings, LearnerSettings
+from model_core.records import ModelManifest, Transition, decode_as, encode
 from streams.training.checkpoint import CheckpointStore
 from streams.training.learner import PackingLearner
 from streams.training.loop import TrainableLearner, TrainingLoop
-from streams.training.messages import FromChild, Items, Model, Ready, Start, Transitions
+from streams.training.messages import FromChild, Items, Model, Progress, Ready, Start, Transitions
 from streams.training.metrics import TrainerMetrics
 from streams.training.process import TrainerDied
 from streams.training.service import TrainerService
-from tests.shell.train_helpers import MemorySink, records, start, until
+from tests.shell.train_helpers import MemorySink, records, start, transition, until
 
 ITEMS: list[tuple[str, bytes | None]] = [
     (f"m{number}", b'{"item_id":"m%d","title":"film %d"}' % (number, number)) for number in range(5)
@@ -101,6 +102,35 @@ def test_real_models_serve_and_a_kill_within_a_checkpoint_changes_no_bit(tmp_pat
     assert 0 < ready.offsets[0] < 50
     consume(resumed, ready.offsets[0], 80)
     assert models(emitted)[-1][0].hash == expected[-1][0].hash
+
+
+@pytest.mark.parametrize("algorithm", ["sarsa", "reinforce", "a2c", "ppo"])
+def test_every_learner_trains_in_the_loop_and_goes_on_from_its_checkpoint(algorithm: Algorithm, tmp_path: Path) -> None:
+    """The last model of a run that was closed and opened again is the undisturbed one's; what is left out is told."""
+
+    def named(directory: Path) -> Start:
+        begun = begin(directory)
+        return msgspec.structs.replace(begun, learner=replace(begun.learner, algorithm=algorithm))
+
+    whole, _, emitted = loop_of(named(tmp_path / "whole"))
+    consume(whole, 0, 80)
+    expected = models(emitted)
+    assert [manifest.version for manifest, _ in expected] == [1, 2, 3]
+    assert model_file.unpack(*expected[-1]).trained_transitions > 0
+    first, _, _ = loop_of(named(tmp_path / "parts"))
+    consume(first, 0, 50)
+    resumed, ready, emitted = loop_of(named(tmp_path / "parts"))
+    consume(resumed, ready.offsets[0], 80)
+    assert models(emitted)[-1][0].hash == expected[-1][0].hash
+
+    unknown = decode_as(Transition, transition(90))
+    unknown = msgspec.structs.replace(
+        unknown, slate=[msgspec.structs.replace(item, propensity=None) for item in unknown.slate]
+    )
+    resumed.handle(Transitions(0, [80], [encode(unknown)]))
+    resumed.close()
+    reported = [message for message in emitted if isinstance(message, Progress)][-1].outcomes
+    assert reported.get("left-out-propensity-unknown", 0) == (0 if algorithm == "sarsa" else 1)
 
 
 def test_the_parent_never_imports_torch() -> None:
