@@ -65,6 +65,8 @@ COMMON: Final[dict[str, Any]] = {
     "future_credit": "consumed",
     "weight_cap": 100.0,
 }
+VALUE_LEARNERS: Final = ("q-learning", "double-q-learning", "sarsa")
+FROM_LOG: Final[dict[str, dict[str, Any]]] = {"reinforce": {"learning_rate": 1e-2}}
 OWN: Final[dict[str, dict[str, Any]]] = {
     "a2c": {"temperature": 0.5, "learning_rate": 2e-3, "prior_iterations": 1, "entropy_weight": 0.03},
     "ppo": {"learning_rate": 5e-3, "prior_iterations": 1, "entropy_weight": 0.01},
@@ -77,21 +79,23 @@ class Size(NamedTuple):
 
     Attributes:
         episodes: of a fixed log.
-        steps: of training on it.
+        value_steps: of training on it, for value learners.
+        policy_steps: the same for policy learners.
         rounds: of own transitions.
         own_episodes: logged in each round.
         own_steps: of training in each round.
     """
 
     episodes: int
-    steps: int
+    value_steps: int
+    policy_steps: int
     rounds: int
     own_episodes: int
     own_steps: int
 
 
-FULL: Final = Size(8_000, 800, 50, 500, 12)
-QUICK: Final = Size(3_000, 500, 20, 500, 12)
+FULL: Final = Size(8_000, 400, 1_000, 60, 500, 12)
+QUICK: Final = Size(3_000, 300, 500, 20, 500, 12)
 SARSA_ROUNDS: Final = 6
 
 
@@ -352,11 +356,12 @@ def share(problem: Problem, policy: Chooser) -> float:
 
 def from_log(algorithm: str, problem: Problem, seed: int, size: Size, **more: Any) -> Learner:
     """A learner after one fixed log."""
-    made = learner(algorithm, problem, seed, batch_size=256, buffer_size=size.episodes * problem.steps, **more)
+    own = {"batch_size": 256, "buffer_size": size.episodes * problem.steps, **FROM_LOG.get(algorithm, {}), **more}
+    made = learner(algorithm, problem, seed, **own)
     rng = np.random.default_rng(seed)
     for transition in episodes(problem, logging(problem, seed), size.episodes, rng, "log"):
         made.add(transition)
-    made.train(size.steps)
+    made.train(size.value_steps if algorithm in VALUE_LEARNERS else size.policy_steps)
     return made
 
 
@@ -384,7 +389,7 @@ def sarsa_rounds(problem: Problem, seed: int, size: Size) -> float:
     for number in range(SARSA_ROUNDS):
         for transition in episodes(problem, policy, count, rng, f"round-{number}"):
             made.add(transition)
-        made.train(size.steps // 4)
+        made.train(size.value_steps // 2)
         found = scores(made.publish(), problem)
         policy = _softly(found)
     return share(problem, lambda state: greedy(found[state]))
