@@ -8,8 +8,10 @@ from model_core.engine import Engine
 from model_core.errors import DecodeError
 from model_core.intake import SourceRecord
 from streams.agents.catalogue import change
+from streams.erasure import Erasures
 from streams.ports import Landing, Store, Transaction
 from streams.task import Identity, StreamTask
+from streams.topics import last_trace_ms
 
 __all__ = ["Backfill", "Discard"]
 
@@ -66,15 +68,8 @@ class Backfill:
         identity = Identity(settings.configuration(), settings.general.seed, lambda: [self._items])
         self._waiting: list[list[SourceRecord]] = [[] for _ in range(partitions)]
         self._tasks = [
-            StreamTask(
-                partition,
-                engine,
-                store(partition),
-                transaction(partition),
-                identity,
-                max_due_users=settings.streams.max_due_users,
-            )
-            for partition in range(partitions)
+            _task(settings, engine, store(number), transaction(number), identity, number)
+            for number in range(partitions)
         ]
 
     def item(self, key: bytes | None, value: bytes | None) -> None:
@@ -107,3 +102,19 @@ class Backfill:
                 offsets[record.role] = (first, record.offset + 1)
             self.outcomes += self._tasks[partition].process(waiting, offsets)
             self._waiting[partition] = []
+
+
+def _task(
+    settings: Settings, engine: Engine, store: Store, transaction: Transaction, identity: Identity, partition: int
+) -> StreamTask:
+    streams = settings.streams
+    erasures = Erasures(store, secret=streams.security.erasure_secret, last_trace_ms=last_trace_ms(streams))
+    return StreamTask(
+        partition,
+        engine,
+        store,
+        transaction,
+        identity,
+        max_due_users=streams.max_due_users,
+        erasures=erasures,
+    )

@@ -60,6 +60,8 @@ def listed(settings: Settings, *, reason: str | None = None, limit: int = 20) ->
 def replayed(settings: Settings, *, reason: str) -> int:
     """Send dead letters of a reason to where they came from, with `attempt` one higher; how many.
 
+    Each keeps its time in the log, so that it is not taken for a newer record of a person who was erased since.
+
     Raises:
         HeadwaterError: the broker did not take one.
     """
@@ -77,6 +79,7 @@ def replayed(settings: Settings, *, reason: str) -> int:
                 message.value(),
                 message.key(),
                 int(headers["partition"]),
+                timestamp=message.timestamp()[1],
                 headers=[("attempt", str(int(headers["attempt"]) + 1).encode())],
                 on_delivery=lambda error, _: failures.append(error) if error is not None else None,
             )

@@ -27,7 +27,7 @@ __all__ = ["MANIFEST", "WEIGHTS", "Replayed", "described", "replay"]
 MANIFEST: Final = "manifest.json"
 WEIGHTS: Final = "model.safetensors"
 _HEARTBEAT_MS: Final = 10_000
-_TOPICS: Final = ("recommendations", "transitions", "dead-letters", "steps")
+_TOPICS: Final = ("recommendations", "transitions", "dead-letters", "erasures", "steps")
 
 
 class Replayed(msgspec.Struct, frozen=True, kw_only=True):

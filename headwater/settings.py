@@ -27,7 +27,7 @@ __all__ = ["Loaded", "Settings", "load"]
 
 _FILE: Final = "headwater.toml"
 _PREFIX: Final = "HEADWATER_"
-_SECRETS: Final = ("security.password", "security.key_password")
+_SECRETS: Final = ("security.password", "security.key_password", "security.erasure_secret")
 _SHORT: Final = {
     "HEADWATER_BROKER": "streams.brokers",
     "HEADWATER_SEED": "general.seed",

@@ -58,6 +58,7 @@ class Effects(NamedTuple):
         due: by user key, what the due index holds and what it has to hold.
         outputs: records to write, in order.
         counters: outcomes by name.
+        erased: by user key, the log time of the erasure, 0 where there is no log.
     """
 
     clock: bytes
@@ -65,6 +66,7 @@ class Effects(NamedTuple):
     due: dict[bytes, tuple[Due, Due]]
     outputs: list[Output]
     counters: Counter[str]
+    erased: dict[bytes, int]
 
 
 class Engine:
@@ -91,9 +93,17 @@ class Engine:
         self._embedded = Embedded(self.catalogue, model, self.settings.policy)
         self._model = model
 
-    def intake(self, clock: bytes | None, partition: int, batch: Sequence[SourceRecord], *, topics: int = 0) -> Intake:
+    def intake(
+        self,
+        clock: bytes | None,
+        partition: int,
+        batch: Sequence[SourceRecord],
+        *,
+        topics: int = 0,
+        erased: Mapping[bytes, int] | None = None,
+    ) -> Intake:
         """Decode and check a batch; see `intake.take_in`."""
-        return intake.take_in(clock, partition, batch, self.settings.join, topics=topics)
+        return intake.take_in(clock, partition, batch, self.settings.join, topics=topics, erased=erased)
 
     def step(
         self,
@@ -158,6 +168,7 @@ class Engine:
             due={work.key: (work.due_before, work.due_after()) for work in works},
             outputs=outputs,
             counters=counters,
+            erased={work.key: work.erased_ms for work in works if work.erased_ms is not None},
         )
 
     def _recommend(self, works: Sequence[Work], learned: Learned, clock: Clock, counters: Counter[str]) -> None:

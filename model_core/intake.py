@@ -2,10 +2,13 @@
 
 What fails becomes a dead letter with its original bytes; what passes is grouped by user, in the order of the batch,
 each event with the task's clock as it stood right after it.
+
+What precedes a person's erasure in the log is dropped and counted (`before-erasure`): it moves the clock like any
+record and leaves nothing else, not even a dead letter, which would keep the person's data.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
 import msgspec
@@ -14,12 +17,12 @@ from model_core import join, records
 from model_core.config import JoinSettings
 from model_core.errors import DecodeError, InvariantError
 from model_core.join import Clock, Dead, Origin
-from model_core.records import Click, DeadLetterHeaders, Heartbeat, Impression, Item, SessionEnd, User
+from model_core.records import DEFAULT_USER, Click, DeadLetterHeaders, Heartbeat, Impression, Item, SessionEnd, User
 
 __all__ = ["Event", "Intake", "Output", "Role", "SourceRecord", "clock_of", "dead_letter", "take_in"]
 
 Role = Literal["impressions", "clicks", "users"]
-OutputRole = Literal["recommendations", "transitions", "dead-letters"]
+OutputRole = Literal["recommendations", "transitions", "dead-letters", "erasures"]
 
 
 class SourceRecord(NamedTuple):
@@ -107,6 +110,7 @@ def take_in(
     settings: JoinSettings,
     *,
     topics: int = 0,
+    erased: Mapping[bytes, int] | None = None,
 ) -> Intake:
     """Decode and check a batch.
 
@@ -116,29 +120,44 @@ def take_in(
         batch: what the task has ready, each topic in its order.
         settings: of the join.
         topics: digest of the source topics' ids, kept beside each user's offsets.
+        erased: log times of erasures that are remembered, by user key.
     """
     now = clock_of(clock)
     intake = Intake(partition, now, {}, [], Counter(), topics)
+    gone = dict(erased or {})
     for source in batch:
         try:
             event = _event(source, now, settings)
         except DecodeError as error:
+            if _precedes(source, gone):
+                intake.counters["before-erasure"] += 1
+                continue
             intake.counters[error.reason] += 1
             origin = Origin(source.role, partition, source.offset, source.attempt)
             intake.dead.append(dead_letter(Dead(error.reason, str(error), origin, source.key, source.value)))
             continue
         if event is None:
             intake.counters["heartbeat"] += 1
+        elif _precedes(source, gone):
+            intake.counters["before-erasure"] += 1
         elif source.key is not None:
+            if event.record is None:
+                gone[source.key] = source.log_time_ms or 0
+                intake.dead[:] = [dead for dead in intake.dead if dead.key != source.key]
             intake.events.setdefault(source.key, []).append(event)
     return intake
+
+
+def _precedes(source: SourceRecord, gone: Mapping[bytes, int]) -> bool:
+    """Whether the person was erased and this record is not after it; without a log time nothing shows that it is."""
+    erased_ms = None if source.key is None else gone.get(source.key)
+    return erased_ms is not None and (source.log_time_ms is None or source.log_time_ms <= erased_ms)
 
 
 def _event(source: SourceRecord, clock: Clock, settings: JoinSettings) -> Event | None:
     """The checked event, None for a heartbeat; advances the clock."""
     if source.role == "users" and source.value is None:
-        if source.key is None:
-            raise DecodeError("key-mismatch", "a null that erases a user needs the user's id as its key")
+        _check_erasable(source.key)
         return Event(source, None, late=False, clock=_copy(clock))
     record = records.decode(source.role, source.value, max_bytes=settings.max_record_bytes)
     if isinstance(record, Item):
@@ -152,6 +171,16 @@ def _event(source: SourceRecord, clock: Clock, settings: JoinSettings) -> Event 
     if isinstance(record, Heartbeat):
         return None
     return Event(source, record, late=late, clock=_copy(clock))
+
+
+def _check_erasable(key: bytes | None) -> None:
+    """Refuse a null that names nobody: without a key, with one that is no text, with the reserved one."""
+    try:
+        user_id = "" if key is None else key.decode()
+    except UnicodeDecodeError as error:
+        raise DecodeError("key-mismatch", f"a null that erases a user needs UTF-8 as its key: {error}") from error
+    if not user_id or user_id == DEFAULT_USER:
+        raise DecodeError("key-mismatch", "a null that erases a user needs the user's id as its key")
 
 
 def _copy(clock: Clock) -> Clock:

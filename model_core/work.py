@@ -35,6 +35,7 @@ class Work:
         outputs: transitions and dead letters, then the slate.
         cause: the last applied record that calls for a fresh slate.
         cause_ms: its event time.
+        erased_ms: log time of the last erasure of this batch, 0 where there is no log; None without one.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Work:
         self.outputs: list[Output] = []
         self.cause: Cause | None = None
         self.cause_ms = 0
+        self.erased_ms: int | None = None
         self._gone = False
         self._settings = settings
         self._policy = policy
@@ -69,7 +71,7 @@ class Work:
         origin = Origin(event.source.role, partition, event.source.offset, event.source.attempt)
         self._gone = event.record is None
         if event.record is None:
-            self._erase()
+            self._erase(event.source.log_time_ms or 0)
         elif isinstance(event.record, User):
             self._set_traits(event.record, origin, event.clock)
         else:
@@ -116,15 +118,18 @@ class Work:
         """Context of the latest open impression: the best guess at the next one's."""
         return self.state.join.open[-1].context if self.state.join.open else {}
 
-    def _erase(self) -> None:
+    def _erase(self, log_time_ms: int) -> None:
+        """Forget all of it, dead letters of this batch included: they would keep the original bytes."""
+        self.erased_ms = log_time_ms
         self._counters["erased"] += 1
         self.state = UserState(topics=self.state.topics, offsets=self.state.offsets)
         self.operations.clear()
         self.cause = None
         erased = records.encode(Erased(erased=True, user_id=self.user_id))
-        self.outputs = [output for output in self.outputs if output.role == "dead-letters"]
-        self.outputs.append(Output("recommendations", self.key, None, []))
-        self.outputs.append(Output("transitions", self.key, erased, []))
+        self.outputs = [
+            Output("recommendations", self.key, None, []),
+            Output("transitions", self.key, erased, []),
+        ]
 
     def _set_traits(self, user: User, origin: Origin, clock: Clock) -> None:
         if user.traits == self.state.traits:

@@ -9,6 +9,8 @@ from model_core.records import Cause
 
 __all__ = [
     "CLOCK",
+    "ERASURE_KEY",
+    "MARKER",
     "META",
     "OFFSETS",
     "TOPICS",
@@ -42,6 +44,12 @@ OFFSETS = META + b"offsets"
 
 TOPICS = META + b"topics"
 """Changelog key of the ids and partition counts of the source topics."""
+
+MARKER = META + b"erased/"
+"""First bytes of the changelog key of an erasure's marker; the HMAC of the user's key follows."""
+
+ERASURE_KEY = META + b"erasure-key"
+"""Changelog key of what makes markers: the task's own key, or the fingerprint of the configured secret."""
 
 Due = tuple[int | None, int | None]
 """Event times that min(M) must exceed for something to settle, and M of impressions for an orphan; None: nothing."""
@@ -117,6 +125,10 @@ class Effects(Protocol):
     def counters(self) -> Counter[str]:
         """Outcomes by name."""
 
+    @property
+    def erased(self) -> Mapping[bytes, int]:
+        """Log times of erasures by user key, 0 where there is no log."""
+
 
 class Engine(Protocol):
     """The pure heart; `model` may be assigned between two batches, and `catalogue` changed."""
@@ -124,8 +136,19 @@ class Engine(Protocol):
     model: Any
     catalogue: Any
 
-    def intake(self, clock: bytes | None, partition: int, batch: Sequence[SourceRecord], *, topics: int = 0) -> Any:
-        """Decode and check a batch into an `Intake`; `topics` is a digest of the source topics' ids."""
+    def intake(
+        self,
+        clock: bytes | None,
+        partition: int,
+        batch: Sequence[SourceRecord],
+        *,
+        topics: int = 0,
+        erased: Mapping[bytes, int] | None = None,
+    ) -> Any:
+        """Decode and check a batch into an `Intake`.
+
+        `topics` is a digest of the source topics' ids; `erased` has the log times of remembered erasures by user key.
+        """
 
     def step(self, batch: Any, stored: Mapping[bytes, bytes | None], due: Sequence[bytes]) -> Any:
         """`Effects` of an `Intake`, given the records of its users and of those that are due."""
@@ -174,6 +197,16 @@ class Store(Protocol):
 
     def meta(self, name: bytes) -> bytes | None:
         """A reserved record, by its changelog key."""
+
+    def starting(self, prefix: bytes) -> dict[bytes, bytes]:
+        """All records whose changelog key starts with this."""
+
+    @property
+    def unpurged(self) -> bool:
+        """Whether bytes of deleted users may still be there."""
+
+    def purge(self) -> None:
+        """Leave no bytes of users whose records were deleted; beside `write`, from any thread."""
 
     def load(self, users: Sequence[bytes]) -> dict[bytes, bytes | None]:
         """Packed records of users; None for those never seen."""

@@ -1,6 +1,7 @@
 """Runs one stream task on the event loop: takes what is ready, computes on one thread, lands on another."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -90,6 +91,8 @@ class TaskRunner:
         self._defaults: Cause | None = None
         self._log = structlog.get_logger().bind(partition=task.partition)
         self._running: asyncio.Task[None] | None = None
+        self._purging: asyncio.Future[None] | None = None
+        self._purged_at_s = -math.inf
 
     def start(self) -> None:
         """Begin."""
@@ -139,6 +142,7 @@ class TaskRunner:
 
     async def _once(self) -> None:
         self._ready.clear()
+        self._purge()
         patient = self._waited_s < _IMPATIENT_S
         taken = self._gather.take(self._settings.max_batch_records, patient=patient)
         if taken is not None:
@@ -190,6 +194,16 @@ class TaskRunner:
             return False
         await self._land(batch)
         return True
+
+    def _purge(self) -> None:
+        """After an erasure, compact the store beside the batches; not again before its time."""
+        if self._purging is not None and self._purging.done():
+            self._purging.result()
+            self._purging = None
+        since_s = time.monotonic() - self._purged_at_s
+        if self._purging is None and self.task.unpurged and since_s >= self._settings.purge_interval_ms / 1_000:
+            self._purged_at_s = time.monotonic()
+            self._purging = asyncio.get_running_loop().run_in_executor(None, self.task.purge)
 
     def _ended(self, role: str) -> bool:
         return self._feed.lag(role) == 0 and not self._gather.waiting(role)

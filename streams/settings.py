@@ -10,6 +10,7 @@ __all__ = ["SecuritySettings", "StreamSettings"]
 
 _MIB = 1 << 20
 _DAY_MS = 86_400_000
+_SECRET_CHARACTERS = 16
 
 
 def _expect(holds: bool, key: str, value: object, expected: str) -> None:  # noqa: FBT001 - an assertion's argument
@@ -30,6 +31,8 @@ class SecuritySettings:
         sasl_mechanism: of SASL.
         username: of SASL.
         password: of SASL.
+        erasure_secret: keys the HMAC that stands for an erased person's id; unset, each stream task makes a random
+            key and keeps it in its changelog.
     """
 
     protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
@@ -40,6 +43,7 @@ class SecuritySettings:
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    erasure_secret: str | None = field(default=None, repr=False)
 
     @property
     def sasl(self) -> bool:
@@ -65,6 +69,9 @@ class SecuritySettings:
             )
             _expect(bool(self.username), "security.username", self.username, f"a name under {self.protocol}")
             _expect(self.password is not None, "security.password", None, f"a password under {self.protocol}")
+        if self.erasure_secret is not None:
+            long_enough = len(self.erasure_secret) >= _SECRET_CHARACTERS
+            _expect(long_enough, "security.erasure_secret", "***", f"at least {_SECRET_CHARACTERS} characters")
         for key in ("ca_file", "certificate_file", "key_file"):
             path = getattr(self, key)
             _expect(path is None or Path(path).is_file(), f"security.{key}", path, "a file that is there")
@@ -94,6 +101,7 @@ class StreamSettings:
         transaction_timeout_ms: after this the broker aborts what a stopped worker left open.
         compression: of what is written.
         stop_timeout_ms: a worker told to end ends within this.
+        purge_interval_ms: a stream task's store is compacted after an erasure, at most once in this time.
         idle_ms: an idle partition gets a heartbeat after this; 0 for never.
         refresh_users_per_s: per stream task, users that get a fresh slate after a new model; 0 for none.
         max_active_users: per stream task, remembered for that refresh.
@@ -121,6 +129,7 @@ class StreamSettings:
     transaction_timeout_ms: int = 10_000
     compression: Literal["none", "gzip", "lz4", "zstd", "snappy"] = "none"
     stop_timeout_ms: int = 8_000
+    purge_interval_ms: int = 3_600_000
     idle_ms: int = 5_000
     refresh_users_per_s: int = 200
     max_active_users: int = 50_000
@@ -146,9 +155,11 @@ class StreamSettings:
             "transaction_timeout_ms",
             "stop_timeout_ms",
             "fetch_wait_ms",
+            "personal_retention_ms",
+            "tombstone_retention_ms",
         ):
             _expect(getattr(self, key) >= 1, key, getattr(self, key), "1 or more")
-        for key in ("idle_ms", "refresh_users_per_s", "max_active_users"):
+        for key in ("purge_interval_ms", "idle_ms", "refresh_users_per_s", "max_active_users"):
             _expect(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
         _expect(
             self.session_timeout_ms >= 6_000,  # noqa: PLR2004 - Kafka's group.min.session.timeout.ms

@@ -1,20 +1,31 @@
 """State of a stream task: RocksDB on the worker, plain memory for tests and the file backfill.
 
 Keys: `u‖user` for records, `m‖name` for reserved ones, both as in the changelog; `s‖due_be64‖user` and
-`o‖due_be64‖user` for the index of what is due; `p` for the next changelog offset; `t` for when it was last written.
+`o‖due_be64‖user` for the index of what is due; `p` for the next changelog offset; `t` for when it was last written;
+`d` where users were deleted whose bytes may still be in its files.
 
 RocksDB checks its files when it opens them, and a block when it reads it. What turns out to be damaged is marked, so
 that the next start rebuilds it from the changelog instead of failing at the same place for ever.
 """
 
 import heapq
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import structlog
-from rocksdict import BlockBasedOptions, Cache, Options, Rdict, ReadOptions, WriteBatch
+from rocksdict import (
+    BlockBasedOptions,
+    BottommostLevelCompaction,
+    Cache,
+    CompactOptions,
+    Options,
+    Rdict,
+    ReadOptions,
+    WriteBatch,
+)
 
 from model_core.errors import StateError
 from streams.failpoints import failpoint
@@ -26,10 +37,13 @@ _SETTLE: Final = b"s"
 _ORPHAN: Final = b"o"
 _POSITION: Final = b"p"
 _WRITTEN: Final = b"t"
+_DELETED: Final = b"d"
 _KINDS: Final = (_SETTLE, _ORPHAN)
 _NOTHING: Final[Due] = (None, None)
 _PREFIX_BYTES: Final = 9
 _WRITE_BUFFER_BYTES: Final = 16 << 20
+_MANIFEST_BYTES: Final = 1
+"""The manifest names first and last keys of files: begun anew with each change, it names no file that is gone."""
 _MARK: Final = "DAMAGED"
 _DAMAGE: Final = ("Corruption:", "IO error: No such file or directory:")
 """How RocksDB's errors begin where its files are not what it wrote; its classes of errors are lost on the way here."""
@@ -74,6 +88,11 @@ class RocksStore:
             raise StoreDamagedError(path, self._mark.read_text())
         with self._noticing():
             self._db = Rdict(str(path), options=_options(block_cache_bytes))
+        self._deletions = int(self._get(_DELETED) is not None)
+        self._purged = 0
+        self._writing = threading.Lock()
+        self._purging = threading.Lock()
+        self._closing = threading.Event()
 
     @property
     def _mark(self) -> Path:
@@ -116,6 +135,10 @@ class RocksStore:
     def meta(self, name: bytes) -> bytes | None:
         """See `Store`."""
         return self._get(name)
+
+    def starting(self, prefix: bytes) -> dict[bytes, bytes]:
+        """See `Store`."""
+        return dict(self._starting(prefix))
 
     def load(self, users: Sequence[bytes]) -> dict[bytes, bytes | None]:
         """See `Store`."""
@@ -178,9 +201,13 @@ class RocksStore:
         if position is not None:
             batch.put(_POSITION, position.to_bytes(8, "big"))
         batch.put(_WRITTEN, self._now_ms().to_bytes(8, "big"))
+        deletes = any(value is None and key.startswith(USER) for key, value in changes)
+        if deletes:
+            batch.put(_DELETED, b"")
         failpoint("store-write")
-        with self._noticing():
+        with self._writing, self._noticing():
             self._open.write(batch)
+            self._deletions += deletes
 
     def _move(self, batch: WriteBatch, user: bytes, old: Due, new: Due) -> None:
         for kind, before, after in zip(_KINDS, old, new, strict=True):
@@ -207,17 +234,68 @@ class RocksStore:
 
     def users(self) -> Iterator[tuple[bytes, bytes]]:
         """All users with their packed records, by key."""
-        for key, value in self._from(USER):
-            if not key.startswith(USER):
-                return
+        for key, value in self._starting(USER):
             yield key[1:], value
+
+    def _starting(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        for key, value in self._from(prefix):
+            if not key.startswith(prefix):
+                return
+            yield key, value
+
+    @property
+    def unpurged(self) -> bool:
+        """See `Store`."""
+        return self._deletions > self._purged
+
+    @property
+    def purging(self) -> bool:
+        """Whether a purge is under way."""
+        return self._purging.locked()
+
+    def purge(self) -> None:
+        """See `Store`: compacts all of it, so that neither old values nor tombstones, which have the key, remain.
+
+        Without bounds, since RocksDB writes a compaction's bounds into its log. A crash or `close` on the way leaves
+        `unpurged`: `close` cancels what runs, which rocksdict tells by an exception without a type of its own.
+        """
+        with self._purging:
+            if self._closing.is_set():
+                return
+            try:
+                with self._noticing():
+                    self._compact()
+            except Exception:
+                if not self._closing.is_set():
+                    raise
+
+    def _compact(self) -> None:
+        before = self._deletions
+        options = CompactOptions()
+        options.set_bottommost_level_compaction(BottommostLevelCompaction.force_optimized())
+        self._open.flush()
+        self._open.compact_range(None, None, options)
+        if self._closing.is_set():
+            return
+        with self._writing:
+            self._purged = before
+            if not self.unpurged:
+                self._open.delete(_DELETED)
+        self._open.flush()
 
     def close(self) -> None:
         """Flush and let go of the directory; what comes after raises. Damage found now is marked for the next start."""
+        self._closing.set()
         database, self._db = self._db, None
         if database is None:
             return
         try:
+            if self.purging:
+                # A compaction may take minutes, a rebalance does not wait so long. Unflushed writes are in the log
+                # on disk.
+                database.cancel_all_background(wait=True)
+                with self._purging:
+                    return
             with self._noticing():
                 database.close()
         except StoreDamagedError as damage:
@@ -237,6 +315,7 @@ def _options(block_cache_bytes: int) -> Options:
     options.set_write_buffer_size(_WRITE_BUFFER_BYTES)
     options.set_max_background_jobs(2)
     options.set_keep_log_file_num(2)
+    options.set_max_manifest_file_size(_MANIFEST_BYTES)
     return options
 
 
@@ -251,6 +330,18 @@ class MemoryStore:
     def meta(self, name: bytes) -> bytes | None:
         """See `Store`."""
         return self._records.get(name)
+
+    def starting(self, prefix: bytes) -> dict[bytes, bytes]:
+        """See `Store`."""
+        return {key: value for key, value in self._records.items() if key.startswith(prefix)}
+
+    @property
+    def unpurged(self) -> bool:
+        """See `Store`: plain memory forgets at once."""
+        return False
+
+    def purge(self) -> None:
+        """See `Store`."""
 
     def load(self, users: Sequence[bytes]) -> dict[bytes, bytes | None]:
         """See `Store`."""

@@ -15,6 +15,7 @@ import msgspec
 
 from model_core import records
 from model_core.records import Cause
+from streams.erasure import Erasures, Records
 from streams.failpoints import failpoint
 from streams.ports import (
     CLOCK,
@@ -68,6 +69,7 @@ class Batch(NamedTuple):
         records: source records in it.
         users: whose records it writes.
         more: more users are due than one batch may settle; prepare an empty batch next.
+        reserved: records of erasures among the changelog's.
     """
 
     landing: Landing
@@ -77,6 +79,7 @@ class Batch(NamedTuple):
     records: int
     users: int
     more: bool
+    reserved: Records
 
 
 class StreamTask:
@@ -92,6 +95,7 @@ class StreamTask:
         max_due_users: users without events that one batch settles at most.
         max_active_users: users remembered for `refresh`.
         refresh_active_ms: event time for which a user counts as active.
+        erasures: of this task; one with a key of its own where none is given.
     """
 
     def __init__(
@@ -106,6 +110,7 @@ class StreamTask:
         max_due_users: int = 1_000,
         max_active_users: int = 50_000,
         refresh_active_ms: int = 600_000,
+        erasures: Erasures | None = None,
     ) -> None:
         self.partition = partition
         self.clock: TaskClock | None = None
@@ -119,6 +124,7 @@ class StreamTask:
         self._refresh_active_ms = refresh_active_ms
         self._clock = store.meta(CLOCK)
         self._next = decode_offsets(store.meta(OFFSETS))
+        self._erasures = erasures or Erasures(store)
         self._active: OrderedDict[bytes, int] = OrderedDict()
         self._opened = True
         self._refreshing: Cause | None = None
@@ -142,14 +148,17 @@ class StreamTask:
             batch: records of the source topics, each topic in its order.
             offsets: by role, the first offset and the next one to read.
         """
-        intake = self._engine.intake(self._clock, self.partition, batch, topics=self._topics)
+        erased = self._erasures.known(record.key for record in batch)
+        intake = self._engine.intake(self._clock, self.partition, batch, topics=self._topics, erased=erased)
         self.clock = clock = intake.clock
         failpoint("before-load")
         due = self._store.due(clock.watermark_ms(), clock.impressions_ms, self._max_due_users)
         stored, states = self._load({*intake.users, *due})
         effects = self._engine.step(intake, states, due)
         failpoint("after-step")
-        self._remember(intake.users, clock.impressions_ms)
+        self._remember([user for user in intake.users if user not in effects.erased], clock.impressions_ms)
+        for user in effects.erased:
+            self._active.pop(user, None)
         return self._batch(effects, stored, offsets, records=len(batch), more=len(due) >= self._max_due_users)
 
     def land(self, batch: Batch) -> None:
@@ -160,7 +169,17 @@ class StreamTask:
         self._store.write(batch.landing.changelog, batch.due, position)
         self._clock = batch.clock
         self._opened = self._opened and batch.landing.step is None
+        self._erasures.landed(batch.reserved)
         failpoint("after-store")
+
+    def purge(self) -> None:
+        """Leave no bytes of erased users in the store; beside the batches, from any thread."""
+        self._store.purge()
+
+    @property
+    def unpurged(self) -> bool:
+        """Whether the store may still have bytes of erased users."""
+        return self._store.unpurged
 
     def active_users(self) -> list[bytes]:
         """Users with events in the last `refresh_active_ms` of event time, the latest first."""
@@ -189,7 +208,7 @@ class StreamTask:
     def emit(self, outputs: Sequence[Output]) -> Batch:
         """A batch of these outputs alone."""
         changelog: list[tuple[bytes, bytes | None]] = [(CLOCK, self._clock)]
-        return Batch(Landing(changelog, outputs, {}, None), {}, self._clock, Counter(), 0, 0, more=False)
+        return Batch(Landing(changelog, outputs, {}, None), {}, self._clock, Counter(), 0, 0, more=False, reserved=[])
 
     def _load(self, users: Sequence[bytes] | set[bytes]) -> tuple[dict[bytes, Due], dict[bytes, bytes | None]]:
         due: dict[bytes, Due] = {}
@@ -233,16 +252,20 @@ class StreamTask:
         if offsets:
             self._next |= {role: following for role, (_, following) in offsets.items()}
             changelog.append((OFFSETS, msgspec.json.encode(self._next)))
+        reserved = self._erasures.remember(effects.erased)
+        changelog += reserved
         changelog.append((CLOCK, effects.clock))
+        outputs = [*effects.outputs, *self._erasures.receipts(self.partition, effects.erased)]
         step = self._step(offsets, len(effects.states), records, cause, refreshed)
         return Batch(
-            Landing(changelog, effects.outputs, offsets, step),
+            Landing(changelog, outputs, offsets, step),
             due,
             effects.clock,
             effects.counters,
             records,
             len(effects.states),
             more,
+            reserved,
         )
 
     def _step(

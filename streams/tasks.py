@@ -18,6 +18,7 @@ from faust.types import TP
 from model_core.errors import InvariantError, SettingsError
 from model_core.records import DEFAULT_USER, Cause
 from streams.datadir import open_store
+from streams.erasure import Erasures
 from streams.failpoints import failpoint
 from streams.metrics import Metrics
 from streams.ownership import Ownership
@@ -27,7 +28,7 @@ from streams.runner import Feed, TaskRunner, Threads
 from streams.settings import StreamSettings
 from streams.store import RocksStore
 from streams.task import Identity, StreamTask, decode_offsets
-from streams.topics import CHANGELOG, SOURCES, TopicState, describe, partition_for
+from streams.topics import CHANGELOG, SOURCES, TopicState, describe, last_trace_ms, partition_for
 from streams.transaction import PartitionTransactions
 
 __all__ = ["ROLE", "TaskOwnership", "Work"]
@@ -215,6 +216,12 @@ class TaskOwnership(Ownership):
         failpoint("recovered")
         _same_topics(store, transactions, known)
         structlog.get_logger().info("task-recovered", partition=partition, **recovered._asdict())
+        erasures = Erasures(
+            store,
+            secret=settings.security.erasure_secret,
+            last_trace_ms=last_trace_ms(settings),
+            now_ms=work.now_ms,
+        )
         task = StreamTask(
             partition,
             work.engine,
@@ -225,6 +232,7 @@ class TaskOwnership(Ownership):
             max_due_users=settings.max_due_users,
             max_active_users=settings.max_active_users,
             refresh_active_ms=work.refresh_active_ms,
+            erasures=erasures,
         )
         return _Opened(task, store, transactions, positions)
 

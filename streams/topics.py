@@ -29,6 +29,7 @@ __all__ = [
     "TopicState",
     "declare",
     "describe",
+    "last_trace_ms",
     "partition_for",
     "topics",
 ]
@@ -41,6 +42,8 @@ CHANGELOG: Final = "state-changelog"
 
 _TIMEOUT_S: Final = 30.0
 _DAY_MS: Final = 86_400_000
+_IMPERSONAL: Final = ("items", "steps", "erasures", "evaluations", "models")
+"""Topics whose records name no person."""
 
 
 class Topic(NamedTuple):
@@ -76,7 +79,11 @@ class TopicState(NamedTuple):
 
 def topics(settings: StreamSettings) -> list[Topic]:
     """All topics, as they should be under these settings."""
-    keep = {"cleanup.policy": "delete", "retention.ms": str(settings.personal_retention_ms)}
+    keep = {
+        "cleanup.policy": "delete",
+        "retention.ms": str(settings.personal_retention_ms),
+        "segment.ms": str(_DAY_MS),
+    }
     compact = {
         "cleanup.policy": "compact",
         "delete.retention.ms": str(settings.tombstone_retention_ms),
@@ -102,6 +109,22 @@ def topics(settings: StreamSettings) -> list[Topic]:
 
 ROLES: Final = tuple(topic.role for topic in topics(StreamSettings()))
 """Names of all topics, without the prefix."""
+
+
+def last_trace_ms(settings: StreamSettings) -> int:
+    """How long after it was written the last byte about a person is gone from the topics, as they are declared.
+
+    A record under `delete` goes with its segment. Under `compact`, what a null replaces goes when the segment is
+    compacted, the null itself, whose key is the user's id, with a compaction after its own retention. A day more is
+    for the broker's own pace.
+    """
+    return max(_gone_after_ms(topic.config) for topic in topics(settings) if topic.role not in _IMPERSONAL) + _DAY_MS
+
+
+def _gone_after_ms(config: Mapping[str, str]) -> int:
+    if config["cleanup.policy"] == "compact":
+        return 2 * int(config["max.compaction.lag.ms"]) + int(config["delete.retention.ms"])
+    return int(config["retention.ms"]) + int(config["segment.ms"])
 
 
 def partition_for(key: bytes, partitions: int) -> int:

@@ -41,6 +41,7 @@ class Effects(NamedTuple):
     due: dict[bytes, tuple[Any, Any]]
     outputs: list[Output]
     counters: Counter[str]
+    erased: dict[bytes, int]
 
 
 class State(msgspec.Struct, array_like=True):
@@ -73,7 +74,15 @@ class CountingEngine:
     model: Any = field(default_factory=Model)
     catalogue: Any = None
 
-    def intake(self, clock: bytes | None, partition: int, records: Any, *, topics: int = 0) -> Intake:  # noqa: ARG002
+    def intake(
+        self,
+        clock: bytes | None,
+        partition: int,
+        records: Any,
+        *,
+        topics: int = 0,  # noqa: ARG002
+        erased: Any = None,  # noqa: ARG002
+    ) -> Intake:
         now = msgspec.msgpack.decode(clock, type=Clock) if clock else Clock()
         intake = Intake(partition, now, {}, [])
         for record in records:
@@ -95,7 +104,7 @@ class CountingEngine:
         return intake
 
     def step(self, intake: Intake, states: Any, due: Any) -> Effects:
-        effects = Effects(msgspec.msgpack.encode(intake.clock), {}, {}, list(intake.dead), Counter())
+        effects = Effects(msgspec.msgpack.encode(intake.clock), {}, {}, list(intake.dead), Counter(), {})
         for user in sorted({*intake.events, *due}):
             before = states[user]
             state = decode_state(before) if before else State()
@@ -104,6 +113,7 @@ class CountingEngine:
             for record in intake.events.get(user, ()):
                 if record.value is None:
                     erased = True
+                    effects.erased[user] = record.log_time_ms or 0
                     break
                 if state.applied.get(record.role, -1) >= record.offset:
                     raise AssertionError(f"{record.role} {record.offset} applied twice")
@@ -132,11 +142,11 @@ class CountingEngine:
         outputs = [
             Output("recommendations", user, b"%s:refreshed:%d" % (user, self.model.version), []) for user in states
         ]
-        return Effects(clock or b"", dict(states), {}, outputs, Counter(refreshed=len(states)))
+        return Effects(clock or b"", dict(states), {}, outputs, Counter(refreshed=len(states)), {})
 
     def default_slate(self, _partition: int, clock: bytes | None, _cause: Cause) -> Effects:
         output = Output("recommendations", b"__default__", b"default:%d" % self.model.version, [])
-        return Effects(clock or msgspec.msgpack.encode(Clock()), {}, {}, [output], Counter())
+        return Effects(clock or msgspec.msgpack.encode(Clock()), {}, {}, [output], Counter(), {})
 
 
 _decoder = msgspec.json.Decoder(_Event)

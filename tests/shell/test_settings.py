@@ -72,10 +72,15 @@ def test_secrets_are_not_shown() -> None:
         "HEADWATER_SECURITY_SASL_MECHANISM": "PLAIN",
         "HEADWATER_SECURITY_USERNAME": "team",
         "HEADWATER_SECURITY_PASSWORD": "opensesame",
+        "HEADWATER_SECURITY_ERASURE_SECRET": "opensesame, for erasures",
     }
     loaded = load(environment=environment)
-    assert loaded.described()["security.password"]["value"] == "***"
+    for name in ("security.password", "security.erasure_secret"):
+        assert loaded.described()[name]["value"] == "***"
     assert "opensesame" not in repr(loaded.settings)
+    with pytest.raises(SettingsError, match=r"erasure_secret.*at least 16") as refused:
+        load(environment={"HEADWATER_SECURITY_ERASURE_SECRET": "opensesame"})
+    assert "opensesame" not in str(refused.value)
 
 
 def test_what_shapes_results_is_hashed_and_nothing_else() -> None:

@@ -21,7 +21,7 @@ from streams.training.messages import FromChild, Items, Model, Progress, Ready, 
 from streams.training.metrics import TrainerMetrics
 from streams.training.process import TrainerDied
 from streams.training.service import TrainerService
-from tests.shell.train_helpers import MemorySink, records, start, transition, until
+from tests.shell.train_helpers import MemorySink, erased, records, start, transition, until
 
 ITEMS: list[tuple[str, bytes | None]] = [
     (f"m{number}", b'{"item_id":"m%d","title":"film %d"}' % (number, number)) for number in range(5)
@@ -131,6 +131,22 @@ def test_every_learner_trains_in_the_loop_and_goes_on_from_its_checkpoint(algori
     resumed.close()
     reported = [message for message in emitted if isinstance(message, Progress)][-1].outcomes
     assert reported.get("left-out-propensity-unknown", 0) == (0 if algorithm == "sarsa" else 1)
+
+
+def test_the_next_checkpoint_is_without_an_erased_user(tmp_path: Path) -> None:
+    """The bytes of the file had the person before, and have nothing of the person after."""
+    store = CheckpointStore(Path(begin(tmp_path).checkpoint_dir))
+    first, _, _ = loop_of(begin(tmp_path))
+    first.handle(Transitions(0, [0, 1], [transition(0, "someone-to-erase"), transition(1, "stays")]))
+    first.close()
+    assert b"someone-to-erase" in store.paths()[0].read_bytes()
+    resumed, ready, _ = loop_of(begin(tmp_path))
+    assert ready.offsets[0] == 2
+    resumed.handle(Transitions(0, [2], [erased("someone-to-erase")]))
+    resumed.close()
+    newest = store.paths()[0].read_bytes()
+    assert b"someone-to-erase" not in newest
+    assert b"stays" in newest
 
 
 def test_the_parent_never_imports_torch() -> None:

@@ -51,15 +51,16 @@ class Task:
         self.due: dict[bytes, tuple[int | None, int | None]] = {}
         self.outputs: list[Output] = []
         self.offsets: dict[Role, int] = {"impressions": 0, "clicks": 0, "users": 0}
+        self.erased: dict[bytes, int] = {}
 
-    def source(self, role: Role, key: str | None, value: Any) -> SourceRecord:
+    def source(self, role: Role, key: str | None, value: Any, *, log_time_ms: int | None = None) -> SourceRecord:
         offset = self.offsets[role]
         self.offsets[role] += 1
         payload = value if value is None or isinstance(value, bytes) else records.encode(value)
-        return SourceRecord(role, offset, None, None if key is None else key.encode(), payload)
+        return SourceRecord(role, offset, log_time_ms, None if key is None else key.encode(), payload)
 
     def run(self, batch: Sequence[SourceRecord]) -> Effects:
-        intake = self.engine.intake(self.clock, 0, batch)
+        intake = self.engine.intake(self.clock, 0, batch, erased=self.erased)
         due = [key for key, at in self.due.items() if self._is_due(at, intake.clock)]
         effects = self.engine.step(intake, {key: self.states.get(key) for key in [*intake.users, *due]}, due)
         self.clock = effects.clock
@@ -72,6 +73,7 @@ class Task:
             assert self.due.get(key, (None, None)) == before
             self.due[key] = after
         self.outputs += effects.outputs
+        self.erased |= effects.erased
         return effects
 
     @staticmethod

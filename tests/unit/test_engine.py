@@ -8,7 +8,8 @@ from model_core import user_state
 from model_core.bandit import head
 from model_core.config import EncoderSettings, PolicySettings
 from model_core.errors import StateError
-from model_core.records import Cause, Click, Impression, Item, Recommendation, User
+from model_core.intake import clock_of
+from model_core.records import Cause, Click, Impression, Item, Recommendation, SessionEnd, User
 from model_core.serving import ServingModel
 from tests.unit.engine_case import JOIN, T0, Task, click, engine, impression
 
@@ -229,6 +230,61 @@ def test_a_null_on_users_erases_the_person() -> None:
     ]
     settle(task)
     assert task.last_revisions() == {}
+
+
+def test_what_precedes_an_erasure_in_the_log_is_dropped_without_a_trace() -> None:
+    """An older backlog of every kind, torn bytes included: counted, no dead letter, no state; the clock moves."""
+    task = Task(engine())
+    task.run([task.source("users", "u", None, log_time_ms=T0 + 100)])
+    before = len(task.outputs)
+    end = SessionEnd(session_end=True, user_id="u", event_time_ms=T0 + 2)
+    old = [
+        task.source("impressions", "u", impression("u", "i1", T0, SHOWN), log_time_ms=T0 + 50),
+        task.source("impressions", "u", end, log_time_ms=T0 + 60),
+        task.source("clicks", "u", click("u", "c1", "i1", "m1", T0 + 1), log_time_ms=T0 + 100),
+        task.source("clicks", "u", b'{"torn by u', log_time_ms=T0 + 99),
+        task.source("users", "u", User(user_id="u", traits={"age": "25"}), log_time_ms=T0 + 70),
+        task.source("clicks", "u", click("u", "c2", "i1", "m1", T0 + 1)),
+    ]
+    effects = task.run(old)
+    assert effects.counters == {"before-erasure": len(old)}
+    assert (effects.states, task.outputs[before:]) == ({}, [])
+    assert clock_of(effects.clock).impressions_ms == T0 + 2
+
+
+def test_a_person_who_comes_back_is_new() -> None:
+    """A record with a later log time opens a new state, and what is older stays out even then."""
+    task = Task(engine())
+    task.send([impression("u", "i1", T0, SHOWN)])
+    task.run([task.source("users", "u", None, log_time_ms=T0 + 100)])
+    again = task.source("impressions", "u", impression("u", "i2", T0 + 101, SHOWN), log_time_ms=T0 + 101)
+    late = task.source("clicks", "u", click("u", "c1", "i1", "m1", T0 + 1), log_time_ms=T0 + 99)
+    assert task.run([again, late]).counters["before-erasure"] == 1
+    state = user_state.decode(task.states[b"u"])
+    assert [one.impression_id for one in state.join.open] == ["i2"]
+
+
+def test_an_erasure_takes_its_batch_with_it() -> None:
+    """What stands before the null in its batch leaves no dead letter; what stands behind it goes by its log time."""
+    task = Task(engine())
+    batch = [
+        task.source("clicks", "u", b'{"torn', log_time_ms=T0),
+        task.source("impressions", "u", impression("u", "i1", T0, SHOWN), log_time_ms=T0),
+        task.source("clicks", "u", click("u", "c1", "i1", "m9", T0 + 1), log_time_ms=T0),
+        task.source("users", "u", None, log_time_ms=T0 + 5),
+        task.source("impressions", "u", impression("u", "i2", T0 + 2, SHOWN), log_time_ms=T0 + 4),
+    ]
+    effects = task.run(batch)
+    assert [output.role for output in effects.outputs] == ["recommendations", "transitions"]
+    assert (effects.states, effects.erased) == ({b"u": None}, {b"u": T0 + 5})
+
+
+@pytest.mark.parametrize("key", [None, b"", b"\xff", b"__default__"])
+def test_a_null_that_names_nobody_is_a_dead_letter(key: bytes | None) -> None:
+    """It erases nobody, and above all not what strangers get."""
+    task = Task(engine())
+    effects = task.run([task.source("users", "u", None)._replace(key=key)])
+    assert (effects.counters, effects.erased) == ({"key-mismatch": 1}, {})
 
 
 def test_bad_records_become_dead_letters_with_their_bytes_and_stop_nothing() -> None:
