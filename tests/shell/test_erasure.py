@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from rocksdict import Options, Rdict
 
+from headwater.replay import replay
+from headwater.settings import load
 from model_core.errors import SettingsError
 from streams.erasure import ERASED, Erasures, marker
 from streams.ports import ERASURE_KEY, MARKER, USER, SourceRecord, Store, pack
@@ -206,3 +208,19 @@ def test_closing_does_not_wait_for_a_purge(tmp_path: Path) -> None:
     again = RocksStore(tmp_path, block_cache_bytes=1 << 20, now_ms=lambda: START_MS)
     assert (again.unpurged, again.position, len(list(again.users()))) == (True, 7, 40_000)
     again.close()
+
+
+def test_a_replay_from_files_does_not_bring_the_person_back(tmp_path: Path) -> None:
+    """A log's null comes before its events: they are dropped, nothing that comes out has them, and nobody is left."""
+    log = tmp_path / "log"
+    log.mkdir()
+    person = PERSON.decode()
+    shown = {"impression_id": "i1", "user_id": person, "event_time_ms": START_MS, "slate": [{"item_id": "m1"}]}
+    (log / "users.jsonl").write_text(json.dumps({"key": person, "value": None}) + "\n")
+    (log / "impressions.jsonl").write_text(json.dumps(shown) + "\n")
+    settings = load({"security.erasure_secret": SECRET}, environment={}).settings
+    replayed = replay(settings, str(log), tmp_path / "out")
+    assert (replayed.outcomes["erased"], replayed.outcomes["before-erasure"], replayed.users) == (1, 1, 0)
+    assert (replayed.outputs["erasures"], replayed.outputs["dead-letters"]) == (0, 0)
+    transitions = (tmp_path / "out" / "transitions.jsonl").read_bytes().splitlines()
+    assert [json.loads(line) for line in transitions] == [{"erased": True, "user_id": person}]
