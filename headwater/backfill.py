@@ -13,7 +13,7 @@ from streams.ports import Landing, Store, Transaction
 from streams.task import Identity, StreamTask
 from streams.topics import last_trace_ms
 
-__all__ = ["Backfill", "Discard"]
+__all__ = ["Backfill", "Discard", "task_of"]
 
 
 class Discard:
@@ -68,7 +68,7 @@ class Backfill:
         identity = Identity(settings.configuration(), settings.general.seed, lambda: [self._items])
         self._waiting: list[list[SourceRecord]] = [[] for _ in range(partitions)]
         self._tasks = [
-            _task(settings, engine, store(number), transaction(number), identity, number)
+            task_of(settings, number, engine, store(number), transaction(number), identity)
             for number in range(partitions)
         ]
 
@@ -104,17 +104,29 @@ class Backfill:
             self._waiting[partition] = []
 
 
-def _task(
-    settings: Settings, engine: Engine, store: Store, transaction: Transaction, identity: Identity, partition: int
+def task_of(
+    settings: Settings,
+    partition: int,
+    engine: Engine,
+    store: Store,
+    transaction: Transaction,
+    identity: Identity,
+    *,
+    topics: int = 0,
+    max_due_users: int | None = None,
+    max_active_users: int | None = None,
 ) -> StreamTask:
+    """A stream task as a worker has it; limits as in the settings where none are given."""
     streams = settings.streams
-    erasures = Erasures(store, secret=streams.security.erasure_secret, last_trace_ms=last_trace_ms(streams))
     return StreamTask(
         partition,
         engine,
         store,
         transaction,
         identity,
-        max_due_users=streams.max_due_users,
-        erasures=erasures,
+        topics=topics,
+        max_due_users=streams.max_due_users if max_due_users is None else max_due_users,
+        max_active_users=streams.max_active_users if max_active_users is None else max_active_users,
+        refresh_active_ms=settings.policy.refresh_active_ms,
+        erasures=Erasures(store, secret=streams.security.erasure_secret, last_trace_ms=last_trace_ms(streams)),
     )

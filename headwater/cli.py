@@ -208,16 +208,37 @@ def produce(context: click.Context, /, feed: str, *, as_json: bool, **options: A
 @click.option("--batch", default=1_000, show_default=True, type=click.IntRange(min=1), help="Records of a batch.")
 @click.option("--closing-ms", type=int, help="Event time past the last record; else what settles everything.")
 @click.option("--seed", default=1, show_default=True, help="Of the simulator.")
+@click.option(
+    "--verify", is_flag=True, help="Repeat the workers' own steps, and compare bit for bit; 4 where they differ."
+)
+@click.option("--publish", is_flag=True, help="Put the state where workers go live from it; only where there is none.")
 @_JSON
 @click.pass_context
-def replay(context: click.Context, /, source: str, out: Path, *, as_json: bool, **options: Any) -> None:
-    """Backfill SOURCE (a feed, as of `produce`) through the same engine, without a broker."""
+def replay(
+    context: click.Context, /, source: str, out: Path, *, verify: bool, publish: bool, as_json: bool, **options: Any
+) -> None:
+    """Backfill SOURCE through the same engine: a feed, as of `produce`, or what the topics hold.
+
+    kafka:FROM..TO takes what was logged from FROM to before TO, each of them beginning, end, milliseconds since 1970 or
+    an ISO date. --verify needs kafka:beginning..end, --publish a kafka: source.
+    """
     _prepare_to_compute()
     from headwater.replay import described  # noqa: PLC0415 - after the threads are set
     from headwater.replay import replay as run  # noqa: PLC0415
 
-    summary = run(_load(context).settings, source, out, **options)
+    settings = _load(context).settings
+    if source.startswith("kafka:"):
+        from headwater.from_topics import replay_topics  # noqa: PLC0415
+
+        taken = {name: options[name] for name in ("model", "batch")}
+        summary = replay_topics(settings, source, out, verify=verify, publish=publish, **taken)
+    elif verify or publish:
+        raise click.UsageError("--verify and --publish: expected a kafka: source")
+    else:
+        summary = run(settings, source, out, **options)
     _print(summary) if as_json else click.echo(described(summary))
+    if summary.same is False:
+        raise SystemExit(CHECK_FAILED)
 
 
 @cli.group("dead-letters")

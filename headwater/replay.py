@@ -10,9 +10,11 @@ import msgspec
 
 from headwater.backfill import Backfill
 from headwater.feeds import feed_of
+from headwater.repeat import Partition
 from headwater.settings import Settings
 from headwater.workers import engine_of
 from model_core import model_file, records
+from model_core.engine import Engine
 from model_core.errors import SettingsError
 from model_core.intake import SourceRecord
 from model_core.records import ModelManifest
@@ -22,7 +24,17 @@ from streams.ports import Landing, Output
 from streams.store import RocksStore
 from streams.topics import partition_for
 
-__all__ = ["MANIFEST", "WEIGHTS", "Replayed", "described", "replay"]
+__all__ = [
+    "MANIFEST",
+    "WEIGHTS",
+    "Files",
+    "Replayed",
+    "described",
+    "engine_with",
+    "made_empty",
+    "replay",
+    "store_in",
+]
 
 MANIFEST: Final = "manifest.json"
 WEIGHTS: Final = "model.safetensors"
@@ -43,6 +55,9 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
         users: with a record at the end.
         seconds: wall time.
         events_per_s: records by second.
+        verified: with `--verify`, each partition with its hashes and the first difference.
+        same: with `--verify`, whether all hashes are the same and no step differs.
+        published: with `--publish`, users whose state workers go on from.
     """
 
     source: str
@@ -54,9 +69,12 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     users: int
     seconds: float
     events_per_s: float
+    verified: list[Partition] = []
+    same: bool | None = None
+    published: int | None = None
 
 
-class _Files:
+class Files:
     """What comes out, one JSONL file a topic; a `Transaction` for every partition."""
 
     def __init__(self, out: Path, stack: ExitStack) -> None:
@@ -115,29 +133,17 @@ def replay(
         SettingsError: no such feed, or `out` is in use.
         ModelError: the model's files are not what they should be.
     """
-    if out.exists() and any(out.iterdir()):
-        raise SettingsError(f"--out {out}: expected a folder that is empty or not there yet")
+    made_empty(out)
     feed = feed_of(source, seed=seed)
-    engine = engine_of(settings)
-    if model is not None:
-        engine.model = model_file.unpack(
-            records.decode_as(ModelManifest, (model / MANIFEST).read_bytes()), [(model / WEIGHTS).read_bytes()]
-        )
-    out.mkdir(parents=True, exist_ok=True)
+    engine = engine_with(settings, model)
     started_s = time.monotonic()
     stores: list[RocksStore] = []
     with ExitStack() as stack:
-        files = _Files(out, stack)
+        files = Files(out, stack)
 
         def store(partition: int) -> RocksStore:
-            made = RocksStore(
-                out / "state" / str(partition),
-                block_cache_bytes=settings.streams.block_cache_bytes,
-                now_ms=lambda: int(time.time() * 1_000),
-            )
-            stack.callback(made.close)
-            stores.append(made)
-            return made
+            stores.append(store_in(out, settings, partition, stack))
+            return stores[-1]
 
         partitions = settings.streams.partitions
         backfill = Backfill(settings, engine, partitions, store=store, transaction=lambda _: files)
@@ -155,6 +161,42 @@ def replay(
         seconds=round(seconds, 3),
         events_per_s=round(sum(backfill.records.values()) / seconds, 1),
     )
+
+
+def made_empty(out: Path) -> None:
+    """Make the folder.
+
+    Raises:
+        SettingsError: something is in it.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise SettingsError(f"--out {out}: expected a folder that is empty or not there yet")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def engine_with(settings: Settings, model: Path | None) -> Engine:
+    """A new engine under the model whose files are in a folder; under the untrained one for None.
+
+    Raises:
+        ModelError: the files are not what they should be.
+    """
+    engine = engine_of(settings)
+    if model is not None:
+        engine.model = model_file.unpack(
+            records.decode_as(ModelManifest, (model / MANIFEST).read_bytes()), [(model / WEIGHTS).read_bytes()]
+        )
+    return engine
+
+
+def store_in(out: Path, settings: Settings, partition: int, stack: ExitStack) -> RocksStore:
+    """A store of a partition under the folder, closed with the stack."""
+    made = RocksStore(
+        out / "state" / str(partition),
+        block_cache_bytes=settings.streams.block_cache_bytes,
+        now_ms=lambda: int(time.time() * 1_000),
+    )
+    stack.callback(made.close)
+    return made
 
 
 def _with_heartbeats(feed: Feed, settings: Settings, closing_ms: int | None) -> Any:
@@ -196,6 +238,17 @@ def described(replayed: Replayed) -> str:
         did,
         *(f"  {count:>10,} {topic}" for topic, count in replayed.outputs.items()),
         *(f"  {count:>10,} {outcome}" for outcome, count in sorted(replayed.outcomes.items())),
+        *map(_verified, replayed.verified),
+        *([] if replayed.published is None else [f"Published {replayed.published:,} users: workers go on from there."]),
         f"Written to {replayed.out}.",
     ]
     return "\n".join(lines)
+
+
+def _verified(one: Partition) -> str:
+    hashes = f"state {one.state[0]} and {one.state[1]}, outputs {one.outputs[0]} and {one.outputs[1]}"
+    line = f"  partition {one.partition}, {one.steps:,} steps, here and in the topics: {hashes}"
+    if one.difference is None:
+        return line
+    first = one.difference
+    return f"{line}\n    first difference: step {first.step}, user {first.user}: {first.what}"
