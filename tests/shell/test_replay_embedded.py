@@ -51,6 +51,27 @@ def test_a_verification_repeats_every_bit_of_what_a_worker_did(deployment: Deplo
     assert differs["verified"][0]["state"][0] != differs["verified"][0]["state"][1]
 
 
+def test_a_verification_follows_new_models_refreshes_and_a_restart(deployment: Deployment) -> None:
+    """A trained model taken in while it runs, everybody refreshed, another worker after it: every bit the same."""
+    deployment.environment |= {"HEADWATER_TRAINER_MIN_TRANSITIONS": "500", "HEADWATER_TRAINER_PUBLISH_INTERVAL_S": "5"}
+    deployment.command("produce", "simulate", "--closing-ms", str(SETTLES_MS))
+    with deployment.worker(), deployment.worker("worker", "train"):
+        deployment.read_until("steps", lambda messages: any(value(one)["refreshed"] for one in messages))
+    users = range(50)
+    published(deployment, [impression(n, START_MS + 10_000_000 + n) for n in users], [], "later")
+    with deployment.worker():
+        deployment.read_until("steps", lambda messages: opened(messages) > deployment.settings.streams.partitions)
+    verified = deployment.command("replay", WHOLE, "--verify", "--out", str(deployment.folder / "same"))
+    assert [one["difference"] for one in verified["verified"]] == [None, None]
+    assert verified["same"]
+    assert verified["model_version"] >= 1
+
+
+def opened(steps: list[Any]) -> int:
+    """How many of these are the first step of a task that was opened anew."""
+    return sum(value(step)["opened"] for step in steps)
+
+
 def test_a_published_backfill_goes_live(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> None:
     """A worker goes on where the backfill ended; files and topics together hold the revisions of an undisturbed run."""
     users = range(40)
