@@ -1,16 +1,13 @@
 """The full job on Apache Kafka: events a second from a backlog, and click → fresh slate at a given rate.
 
-    python -m benchmarks.full_job [--quick] [--seed N] [--json]
+    python -m benchmarks.full_job [--quick] [--seed N] [--json] [--keep]
 
 One worker, 4 partitions, exactly once: join, bandit update, candidates, slate with propensities, transitions. Broker,
-worker and load share the machine. Java and Maven bring the broker. Ends with one object, as the contract has it.
+worker and load share the machine. Java and Maven bring the broker.
 """
 
 import argparse
 import json
-import os
-import platform
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 from confluent_kafka import Producer, TopicPartition
 
+from benchmarks.report import Figure, main
 from headwater.processes import Child
 from headwater.settings import Settings, load
 from streams.assigned import Assigned
@@ -164,15 +162,9 @@ def latency(settings: Settings, load_: Load, seconds: float) -> list[float]:
     return found[int(_WARM * len(found)) :]
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", action="store_true", help="print the object alone")
-    options = parser.parse_args()
+def measure(options: argparse.Namespace) -> Iterator[Figure]:
+    """Events a second, and the percentiles of click → slate."""
     events, seconds = (20_000, 5.0) if options.quick else (100_000, 30.0)
-    began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, KafkaBroker() as broker:
         given = {"streams.brokers": broker.address, "streams.data_dir": f"{folder}/state"}
         settings = load(given).settings
@@ -184,32 +176,13 @@ def main() -> None:
         made.flush()
         worker = Child(["worker", "personalize"], given, Path(folder) / "worker.log")
         try:
-            per_s = throughput(settings, events)
-            waits = latency(settings, made, seconds)
+            yield Figure("full_events_per_s", throughput(settings, events))
+            p50, p99 = (float(value) for value in np.percentile(latency(settings, made, seconds), (50, 99)))
         finally:
             worker.stop()
-    p50, p99 = (float(value) for value in np.percentile(waits, (50, 99)))
-    figures = [("full_events_per_s", per_s), ("p50_ms", p50), ("p99_ms", p99)]
-    result = {
-        "benchmark": "full_job",
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
-        "command": "python -m benchmarks.full_job " + " ".join(sys.argv[1:]),
-        "seconds": round(time.monotonic() - began, 1),
-        "figures": [
-            {
-                "figure": name,
-                "value": round(value, 1),
-                "low": None,
-                "high": None,
-                "target": None,
-                "peer": None,
-                "runs": 1,
-            }
-            for name, value in figures
-        ],
-    }
-    print(json.dumps(result, indent=None if options.json else 2))
+    yield Figure("p50_ms", p50)
+    yield Figure("p99_ms", p99)
 
 
 if __name__ == "__main__":
-    main()
+    main("full_job", __doc__, measure)

@@ -1,6 +1,6 @@
 """Every learner against problems whose optimum is known exactly, through its own `Transition` records and models.
 
-    python -m benchmarks.known_optimum [--quick] [--seed N] [--json]
+    python -m benchmarks.known_optimum [--quick] [--seed N] [--json] [--keep]
 
 (a) One step: four groups of people, ten items, slates of two, logged by a known soft policy. (b) Three steps: one of
 the two items shown is consumed, and what was consumed last decides what the next ones are worth, so that the best first
@@ -9,24 +9,20 @@ slate is not the most rewarded one. Its 31 states are enumerated, so V* and the 
 What is judged is what is published: scores φᵀm under the prior's mean m. Value learners are greedy in them; policy
 learners are the softmax policy itself, exploration included. Q-learning and REINFORCE learn (b) from
 one fixed log; SARSA from it the value of the policy that logged it, and then the optimum in rounds of its own; A2C and
-PPO learn both from their own transitions, never more than one version behind. Ends with one object, as the contract
-has it.
+PPO learn both from their own transitions, never more than one version behind.
 """
 
 import argparse
-import json
-import os
-import platform
+import functools
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import permutations
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.report import Figure, main, mean
 from model_core.bandit import slate as slates
 from model_core.config import EncoderSettings, LearnerSettings
 from model_core.learner import Learner
@@ -43,7 +39,6 @@ STEPS: Final = 3
 PLACES: Final = 2
 DISCOUNT: Final = 0.9
 TARGET: Final = 0.98
-RESULTS: Final = Path(__file__).parent / "results" / "known_optimum.json"
 
 ENCODER: Final = EncoderSettings(
     dimension=24, item_coordinates=4, hidden=16, embedding=16, id_rows=256, token_rows=256, tokens_per_item=4
@@ -443,67 +438,25 @@ def run(seed: int, size: Size, say: Callable[[str], None]) -> dict[str, float]:
     return {key.replace("-", "_"): value for key, value in found.items()}
 
 
-def figures(runs: list[dict[str, float]]) -> list[dict[str, Any]]:
+def figures(runs: list[dict[str, float]]) -> Iterator[Figure]:
     """One figure for each learner, the worse of its two problems; then everything it is made of."""
-
-    def figure(label: str, each: list[float], target: str | None, peer: str) -> dict[str, Any]:
-        mean, error = float(np.mean(each)), float(np.std(each, ddof=1) / np.sqrt(len(each))) if len(each) > 1 else 0.0
-        return {
-            "figure": label,
-            "value": round(mean, 4),
-            "low": round(mean - 1.96 * error, 4),
-            "high": round(mean + 1.96 * error, 4),
-            "target": target,
-            "peer": peer,
-            "runs": [round(value, 4) for value in each],
-        }
-
-    made = [
-        figure(
-            algorithm,
-            [min(run[f"{algorithm}_one_step"], run[f"{algorithm}_three_steps"]) for run in runs],
-            f">= {TARGET}",
-            "exact optimum",
-        )
-        for algorithm in ("q_learning", "sarsa", "reinforce", "a2c", "ppo")
-    ]
+    for algorithm in ("q_learning", "sarsa", "reinforce", "a2c", "ppo"):
+        worse = [min(run[f"{algorithm}_one_step"], run[f"{algorithm}_three_steps"]) for run in runs]
+        yield mean(algorithm, worse, target=TARGET, peer="exact optimum")
     for key in runs[0]:
-        target = "<= 0.02" if key == "sarsa_q_error" else None
-        made.append(figure(key, [run[key] for run in runs], target, "exact"))
-    return made
+        each = [run[key] for run in runs]
+        yield mean(key, each, target=0.02, sense="<=") if key == "sarsa_q_error" else mean(key, each)
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true", help="one seed, less to learn from")
-    parser.add_argument("--seed", type=int, default=1, help="the first of three")
-    parser.add_argument("--json", action="store_true", help="print the object alone")
-    options = parser.parse_args()
+def measure(options: argparse.Namespace) -> Iterator[Figure]:
+    """Every figure, of one seed or three."""
     import torch  # noqa: PLC0415 - one thread, set before anything is computed
 
     torch.set_num_threads(1)
-    began = time.monotonic()
-    seeds = [options.seed] if options.quick else list(range(options.seed, options.seed + 3))
-    size = QUICK if options.quick else FULL
-    runs, result = [], {}
-    for seed in seeds:
-        runs.append(run(seed, size, lambda line: print(line, file=sys.stderr, flush=True)))
-        result = {
-            "benchmark": "known_optimum",
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
-            "command": "python -m benchmarks.known_optimum " + " ".join(sys.argv[1:]),
-            "seconds": round(time.monotonic() - began, 1),
-            "figures": figures(runs),
-        }
-        if not options.quick:
-            RESULTS.parent.mkdir(exist_ok=True)
-            RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    if not options.json:
-        for each in figures(runs):
-            print(f"{each['figure']:32} {each['value']:8.4f}  {each['runs']}")
-    print(json.dumps(result))
+    size, seeds = (QUICK, 1) if options.quick else (FULL, 3)
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    return figures([run(options.seed + number, size, say) for number in range(seeds)])
 
 
 if __name__ == "__main__":
-    main()
+    main("known_optimum", __doc__, measure)

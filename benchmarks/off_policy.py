@@ -1,6 +1,6 @@
 """Off-policy evaluation on the Open Bandit Dataset, and the coverage of the intervals where the truth is known.
 
-    python -m benchmarks.off_policy [--quick] [--seed N] [--json]
+    python -m benchmarks.off_policy [--quick] [--seed N] [--json] [--keep]
 
 Each log of one policy is asked what the other would earn, and the answer is held against that policy's click rate in
 the full data: |estimate / rate − 1|. Figures named after a campaign, a direction (`rb`: random logs evaluate bts; `br`:
@@ -9,27 +9,23 @@ the mean over several splits into the two folds, with their range. Needs `headwa
 """
 
 import argparse
-import json
-import os
-import platform
 import sys
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from benchmarks.clicking_users import log as simulated
 from benchmarks.clicking_users import site
 from benchmarks.open_bandit import FULL_DATA_RATES, Rows, evaluation_log, policy, read, reward_model
+from benchmarks.report import Figure, main
 from model_core.ope.actions import dm, dr, dr_os, ips, snips
 from model_core.ope.estimate import Estimate
 from model_core.ope.log import ActionLog, Floats
 from producers.datasets import OPEN_BANDIT, fetch
 from producers.feeds.open_bandit import Behaviour, Campaign
 
-__all__ = ["LOGS", "SHRINKAGE", "TABLE", "Case", "Figure", "coverage", "relative_error", "weighted"]
+__all__ = ["LOGS", "SHRINKAGE", "TABLE", "Case", "coverage", "relative_error", "weighted"]
 
 SHRINKAGE: Final = 100.0
 """λ of DRos in the table."""
@@ -78,18 +74,6 @@ _MODEL_BASED: Final[dict[str, Callable[[ActionLog], Estimate]]] = {
 }
 
 
-class Figure(NamedTuple):
-    """One line of the result."""
-
-    figure: str
-    value: float
-    low: float | None = None
-    high: float | None = None
-    target: float | None = None
-    peer: str | None = None
-    runs: int = 1
-
-
 def relative_error(case: Case, estimate: Estimate) -> float:
     """|estimate / full-data click rate − 1|."""
     return abs(estimate.value / FULL_DATA_RATES[case.evaluated, case.campaign] - 1)
@@ -112,7 +96,9 @@ def _model_based(case: Case, rows: Rows, target: Floats, seeds: range) -> Iterat
 def _cell(case: Case, name: str, values: list[float]) -> Figure:
     low, high = (min(values), max(values)) if len(values) > 1 else (None, None)
     target = TABLE[case.name][name]
-    return Figure(f"{case.name}_{name}", float(np.mean(values)), low, high, target, "table of TARGETS", len(values))
+    return Figure(
+        f"{case.name}_{name}", float(np.mean(values)), low, high, target, "=", "table of TARGETS", len(values)
+    )
 
 
 def coverage(runs: int, seed: int) -> Iterator[Figure]:
@@ -126,7 +112,9 @@ def coverage(runs: int, seed: int) -> Iterator[Figure]:
         hits += [each.low <= made.value <= each.high for each in found]
     for estimator, share in zip(estimators, hits / runs, strict=True):
         error = 1.96 * np.sqrt(share * (1 - share) / runs)
-        yield Figure(f"coverage_{estimator.__name__}", float(share), share - error, share + error, 0.95, None, runs)
+        yield Figure(
+            f"coverage_{estimator.__name__}", float(share), share - error, share + error, 0.95, "=", None, runs
+        )
 
 
 def _worst(figures: list[Figure], refused: set[str]) -> Iterator[Figure]:
@@ -135,11 +123,11 @@ def _worst(figures: list[Figure], refused: set[str]) -> Iterator[Figure]:
     plain = [value for name, value in off.items() if name.endswith("ips")]
     sizes = [value for name, value in off.items() if name.endswith("ess")]
     every = {name: value for name, value in off.items() if not name.endswith("ess")}
-    yield Figure("worst_deviation", max(every.values()), target=0.02)
+    yield Figure("worst_deviation", max(every.values()), target=0.02, sense="<=")
     supported = [value for name, value in every.items() if not any(name.startswith(case) for case in refused)]
-    yield Figure("worst_deviation_supported", max(supported), target=0.02)
-    yield Figure("worst_deviation_ips_snips", max(plain), target=0.0005)
-    yield Figure("worst_deviation_ess", max(sizes), target=0.5)
+    yield Figure("worst_deviation_supported", max(supported), target=0.02, sense="<=")
+    yield Figure("worst_deviation_ips_snips", max(plain), target=0.0005, sense="<=")
+    yield Figure("worst_deviation_ess", max(sizes), target=0.5, sense="<=")
     inside = [
         each.low <= each.target <= each.high
         for each in figures
@@ -149,46 +137,25 @@ def _worst(figures: list[Figure], refused: set[str]) -> Iterator[Figure]:
         yield Figure("table_within_range_of_splits", float(np.mean(inside)), runs=len(inside))
 
 
-def measure(wheel: Path, splits: int, runs: int, seed: int) -> Iterator[Figure]:
+def measure(options: argparse.Namespace) -> Iterator[Figure]:
     """Every figure; reasons of refusals go to stderr."""
+    splits, runs = (1, 500) if options.quick else (_SPLITS, _RUNS)
+    wheel = fetch(OPEN_BANDIT)
     cells: list[Figure] = []
     refused: set[str] = set()
     for case in LOGS:
         rows, target = read(wheel, case.behaviour, case.campaign), policy(wheel, case.evaluated, case.campaign)
         figures, refusal = weighted(case, rows, target)
-        cells += [*figures, *_model_based(case, rows, target, range(seed, seed + splits))]
+        cells += [*figures, *_model_based(case, rows, target, range(options.seed, options.seed + splits))]
         if refusal is not None:
             refused.add(case.name)
             print(f"{case.name} is refused: {refusal}", file=sys.stderr)
-            yield Figure(f"{case.name}_refused", 1, target=1 if case.name == "women_br" else 0)
+            yield Figure(f"{case.name}_refused", 1, target=1 if case.name == "women_br" else 0, sense="=")
     yield from _worst(cells, refused)
-    yield Figure("refused", len(refused), target=1)
+    yield Figure("refused", len(refused), target=1, sense="=")
     yield from cells
-    yield from coverage(runs, seed)
-
-
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="print the object alone")
-    options = parser.parse_args()
-    splits, runs = (1, 500) if options.quick else (_SPLITS, _RUNS)
-    began = time.monotonic()
-    figures: list[dict[str, Any]] = [
-        {name: round(value, 4) if isinstance(value, float) else value for name, value in each._asdict().items()}
-        for each in measure(fetch(OPEN_BANDIT), splits, runs, options.seed)
-    ]
-    result = {
-        "benchmark": "off_policy",
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
-        "command": " ".join(["python -m benchmarks.off_policy", *sys.argv[1:]]),
-        "seconds": round(time.monotonic() - began, 1),
-        "figures": figures,
-    }
-    print(json.dumps(result, indent=None if options.json else 2))
+    yield from coverage(runs, options.seed)
 
 
 if __name__ == "__main__":
-    main()
+    main("off_policy", __doc__, measure, seed=0)

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.off_policy import LOGS, TABLE, Case, Figure, coverage, weighted
+from benchmarks.off_policy import LOGS, TABLE, Case, coverage, weighted
 from benchmarks.open_bandit import Rows, bts_policy, bts_policy_by_draws, bts_priors, policy, read, reward_model
+from benchmarks.report import Figure
 from producers.datasets import OPEN_BANDIT, DatasetUnavailableError, fetch
 
 ROOT = Path(__file__).parents[3]
