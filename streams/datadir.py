@@ -2,9 +2,11 @@
 
 A store is a cache of its changelog. It is wiped where its files are damaged, where it belongs to another changelog, is
 ahead of it, or is so old that tombstones it never saw may be gone. Where another process still holds the directory, a
-private one is used.
+private one is used. `sweep` removes what is left behind: private stores, and partitions that never came back, so that
+no directory outlives what retention promises.
 """
 
+import fcntl
 import os
 import shutil
 import time
@@ -19,10 +21,11 @@ from streams.ports import TOPICS
 from streams.settings import StreamSettings
 from streams.store import RocksStore, StoreDamagedError
 
-__all__ = ["open_store"]
+__all__ = ["open_store", "sweep"]
 
 _LOCK_WAIT_S: Final = 3.0
 _LOCK_POLL_S: Final = 0.1
+_GONE: Final = "gone"
 
 
 def open_store(
@@ -59,9 +62,40 @@ def open_store(
     return RocksStore(path, block_cache_bytes=settings.block_cache_bytes, now_ms=now_ms)
 
 
+def sweep(settings: StreamSettings, role: str, *, now_ms: int) -> None:
+    """Remove what nobody holds and nobody will open again: private stores, halves of wiped ones, and old ones.
+
+    To be called before this process opens a store of the role: looking at a lock of its own would release it.
+    """
+    believed_from_ms = now_ms - settings.tombstone_retention_ms // 2
+    for path in (settings.data_dir / role).glob("*"):
+        number, _, suffix = path.name.partition(".")
+        if not number.isdecimal():
+            continue
+        if suffix != _GONE and (_held(path) or not (suffix or _written_ms(path) < believed_from_ms)):
+            continue
+        structlog.get_logger().info("store-swept", path=str(path))
+        shutil.rmtree(path, ignore_errors=True)  # Another worker of this machine may be at it too.
+
+
+def _held(path: Path) -> bool:
+    """Whether a process holds the store, or is just making it."""
+    try:
+        with (path / "LOCK").open("r+b") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
+
+
+def _written_ms(path: Path) -> int:
+    """When a file of the store was last written."""
+    return max((file.stat().st_mtime_ns for file in path.iterdir()), default=0) // 1_000_000
+
+
 def _wipe(path: Path) -> None:
     """Out of the way in one step, so that half of it is never opened as if it were whole; then away."""
-    gone = path.with_name(f"{path.name}.gone")
+    gone = path.with_name(f"{path.name}.{_GONE}")
     shutil.rmtree(gone, ignore_errors=True)
     path.rename(gone)
     failpoint("store-wiped")

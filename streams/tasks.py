@@ -17,7 +17,7 @@ from faust.types import TP
 
 from model_core.errors import InvariantError, SettingsError
 from model_core.records import DEFAULT_USER, Cause
-from streams.datadir import open_store
+from streams.datadir import open_store, sweep
 from streams.erasure import Erasures
 from streams.failpoints import failpoint
 from streams.metrics import Metrics
@@ -91,6 +91,12 @@ class TaskOwnership(Ownership):
         self._partitions = 0
         self._failure: asyncio.Future[None] | None = None
         self.serving = asyncio.Event()
+
+    async def on_start(self) -> None:
+        """See `Ownership`; no store is open yet, so what was left of others can go."""
+        work = self._work
+        await asyncio.to_thread(sweep, work.settings, ROLE, now_ms=work.now_ms())
+        await super().on_start()
 
     def put(self, role: str, partition: int, records: Sequence[SourceRecord], epoch: int) -> None:
         """Pass fetched records on; those fetched for an earlier assignment are dropped, and fetched again."""

@@ -1,6 +1,7 @@
 """The data directory: what is damaged in it is found out, and rebuilt from the changelog."""
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from streams.datadir import open_store
+from streams.datadir import open_store, sweep
 from streams.ports import TOPICS, USER, pack
 from streams.settings import StreamSettings
 from streams.store import RocksStore, StoreDamagedError
@@ -146,3 +147,37 @@ def test_a_full_disk_ends_the_worker_and_leaves_nothing_wrong(tmp_path: Path) ->
     finally:
         reopened.close()
     assert bring_to_the_end(tmp_path) == WANTED
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from streams.store import RocksStore
+for path in sys.argv[1:]:
+    held = RocksStore(Path(path), block_cache_bytes=1 << 20, now_ms=lambda: 0)
+    globals()[path] = held
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_nobody_holds_and_nobody_will_open_again_is_swept(tmp_path: Path, template: Path) -> None:
+    """Private stores go once they are left, old ones once they are not believed; held and recent ones stay."""
+    settings = StreamSettings(data_dir=tmp_path)
+    written_ms = NOW_MS - settings.tombstone_retention_ms // 2
+    for name in ("0", "0.77", "0.78", "1", "1.gone", "2", "3", "notes"):
+        shutil.copytree(template, tmp_path / "role" / name)
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "role/0.78"), str(tmp_path / "role/2")]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"held\n"
+        for path in tmp_path.glob("role/*/*"):
+            late = path.parent.name == "3"
+            os.utime(path, ns=(0, (written_ms + (0 if late else -1)) * 1_000_000))
+        sweep(settings, "role", now_ms=NOW_MS)
+        assert sorted(path.name for path in (tmp_path / "role").iterdir()) == ["0.78", "2", "3", "notes"]
+        child.communicate(b"")
+    sweep(settings, "role", now_ms=NOW_MS)
+    assert sorted(path.name for path in (tmp_path / "role").iterdir()) == ["2", "3", "notes"], "closing 2 wrote to it"
