@@ -20,6 +20,7 @@ from model_core.errors import HeadwaterError
 from model_core.records import Cause
 from streams.agents.catalogue import CatalogueFeed
 from streams.agents.personalize import add_agent
+from streams.assignor import EvenAssignor
 from streams.clients import confluent_config
 from streams.follower import Follower
 from streams.metrics import Metrics
@@ -83,7 +84,12 @@ class _App(faust.App):  # type: ignore[misc]
 
 
 def create_app(
-    settings: StreamSettings, role: str, ownership: Callable[..., Ownership], *, origin: str = "streams"
+    settings: StreamSettings,
+    role: str,
+    ownership: Callable[..., Ownership],
+    *,
+    origin: str = "streams",
+    standby_replicas: int = 0,
 ) -> Any:
     """The Faust app of a role: batches for messages, partitions owned by `ownership`, Faust's own commits off.
 
@@ -92,6 +98,7 @@ def create_app(
         role: `personalize` or `train`; the consumer group is named after it.
         ownership: makes the `Ownership` from the app and Faust's keyword arguments.
         origin: package of the app.
+        standby_replicas: other workers that keep a copy of each partition.
     """
     app = _App(
         settings.group(role),
@@ -99,6 +106,8 @@ def create_app(
         origin=origin,
         autodiscover=False,
         TableManager=ownership,
+        PartitionAssignor=EvenAssignor,
+        table_standby_replicas=standby_replicas,
         datadir=settings.data_dir / "faust",
         web_enabled=False,
         topic_allow_declare=False,
@@ -247,7 +256,12 @@ class _Worker:
         if not await wait_for_broker(self._settings, self._stop):
             return 0
         self._metrics.model(self._engine.model.version)
-        app = self._app = create_app(self._settings, ROLE, functools.partial(TaskOwnership, work=self._work))
+        app = self._app = create_app(
+            self._settings,
+            ROLE,
+            functools.partial(TaskOwnership, work=self._work),
+            standby_replicas=self._settings.standby_replicas,
+        )
         add_agent(app, self._settings, app.tables, BatchSchema())
         followers = [
             Follower(self._settings, "items", self._change_catalogue, self._failed),

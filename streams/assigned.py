@@ -6,14 +6,23 @@ for news would ask some 8 000 times a second. So whoever finds nothing rests, an
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from streams.clients import confluent_config
 from streams.settings import StreamSettings
 
-__all__ = ["Assigned"]
+__all__ = ["Assigned", "is_passing"]
+
+_PASSING: Final = frozenset(
+    (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._TIMED_OUT)  # noqa: SLF001 - public names
+)
+
+
+def is_passing(error: KafkaError) -> bool:
+    """Whether a consumer that meets this error goes on by itself."""
+    return bool(error.retriable()) or error.code() in _PASSING
 
 
 class Assigned:

@@ -11,7 +11,7 @@ import structlog
 from confluent_kafka import KafkaError, KafkaException
 
 from model_core.errors import SettingsError
-from streams.assigned import Assigned
+from streams.assigned import Assigned, is_passing
 from streams.settings import StreamSettings
 
 __all__ = ["Follower"]
@@ -84,7 +84,7 @@ class Follower:
                     messages.append(message)
                 elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - its public name
                     ahead.discard(message.partition())
-                elif error.retriable() or error.code() in _PASSING:
+                elif is_passing(error):
                     structlog.get_logger().warning("follower-waits", topic=self._topic, error=str(error))
                 else:
                     raise KafkaException(error)
@@ -94,8 +94,3 @@ class Follower:
                 self.caught_up.set()
                 if not messages:
                     consumer.rest(_REST_S, self._stop.wait)
-
-
-_PASSING: Final = frozenset(
-    (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._TIMED_OUT)  # noqa: SLF001 - public names
-)

@@ -16,7 +16,7 @@ from streams.failpoints import failpoint
 from streams.settings import StreamSettings
 from streams.store import RocksStore
 
-__all__ = ["Reader", "Recovered", "recover"]
+__all__ = ["Reader", "Recovered", "changes_of", "recover"]
 
 _BATCH: Final = 5_000
 _TIMEOUT_S: Final = 30.0
@@ -36,6 +36,7 @@ _PASSING: Final = frozenset(
         KafkaError._TRANSPORT,  # noqa: SLF001 - its public name, and so below
         KafkaError._TIMED_OUT,  # noqa: SLF001
         KafkaError._WAIT_COORD,  # noqa: SLF001
+        KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001 - the topics were described before; a broker that starts forgets
     )
 )
 """What a broker that starts, or a new leader, says for a while; librdkafka calls none of it retriable here."""
@@ -117,7 +118,7 @@ def recover(
                 reader.consumer.unassign()
                 return None
             messages = reader.consumer.consume(_BATCH, _POLL_S)
-            changes, reached = _changes(messages)
+            changes, reached = changes_of(messages)
             if reached is not None:
                 heard = time.monotonic()
                 position = reached
@@ -133,7 +134,7 @@ def recover(
     return Recovered(records, size, time.monotonic() - started)
 
 
-def _changes(messages: Iterable[Any]) -> tuple[dict[bytes, bytes | None], int | None]:
+def changes_of(messages: Iterable[Any]) -> tuple[dict[bytes, bytes | None], int | None]:
     """Last value of each key, and the next offset to read; None where there was no message."""
     changes: dict[bytes, bytes | None] = {}
     position = None

@@ -98,6 +98,8 @@ class StreamSettings:
         fetch_wait_ms: how long the broker may hold back a fetch that finds nothing.
         session_timeout_ms: without a heartbeat for this long, a worker's partitions move.
         rebalance_timeout_ms: how long a rebalance waits for a member.
+        standby_replicas: other workers that keep a warm copy of each partition, so that it is soon served again where
+            its worker is lost; each reads the whole changelog of its copies.
         transaction_timeout_ms: after this the broker aborts what a stopped worker left open.
         compression: of what is written.
         stop_timeout_ms: a worker told to end ends within this.
@@ -126,6 +128,7 @@ class StreamSettings:
     fetch_wait_ms: int = 20
     session_timeout_ms: int = 15_000
     rebalance_timeout_ms: int = 30_000
+    standby_replicas: int = 0
     transaction_timeout_ms: int = 10_000
     compression: Literal["none", "gzip", "lz4", "zstd", "snappy"] = "none"
     stop_timeout_ms: int = 8_000
@@ -159,7 +162,7 @@ class StreamSettings:
             "tombstone_retention_ms",
         ):
             _expect(getattr(self, key) >= 1, key, getattr(self, key), "1 or more")
-        for key in ("purge_interval_ms", "idle_ms", "refresh_users_per_s", "max_active_users"):
+        for key in ("standby_replicas", "purge_interval_ms", "idle_ms", "refresh_users_per_s", "max_active_users"):
             _expect(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
         _expect(
             self.session_timeout_ms >= 6_000,  # noqa: PLR2004 - Kafka's group.min.session.timeout.ms

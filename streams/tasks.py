@@ -5,6 +5,7 @@ recovery; the committed offsets; processing. Any other order lets a zombie commi
 """
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from streams.ports import OFFSETS, TOPICS, Engine, Landing, SourceRecord
 from streams.recovery import Reader, recover
 from streams.runner import Feed, TaskRunner, Threads
 from streams.settings import StreamSettings
+from streams.standby import Standbys
 from streams.store import RocksStore
 from streams.task import Identity, StreamTask, decode_offsets
 from streams.topics import CHANGELOG, SOURCES, TopicState, describe, last_trace_ms, partition_for
@@ -90,6 +92,7 @@ class TaskOwnership(Ownership):
         self._refresh_cause: Cause | None = None
         self._partitions = 0
         self._failure: asyncio.Future[None] | None = None
+        self._standbys = Standbys(work.settings, work.settings.topic(CHANGELOG), self._standby_failed)
         self.serving = asyncio.Event()
 
     async def on_start(self) -> None:
@@ -137,7 +140,8 @@ class TaskOwnership(Ownership):
         failpoint("drained")
 
     async def close(self) -> None:
-        """See `Ownership`; `drain` left nothing."""
+        """See `Ownership`; `drain` left no task."""
+        await asyncio.to_thread(self._standbys.close)
 
     async def open(self, assigned: set[TP]) -> None:
         """See `Ownership`."""
@@ -153,6 +157,7 @@ class TaskOwnership(Ownership):
         loop = asyncio.get_running_loop()
         metadata = self.app.consumer.metadata()
         topics = await loop.run_in_executor(self._work.commits, self._describe)
+        await loop.run_in_executor(self._work.commits, self._standbys.pause)
         partitions = self._copartitioned(assigned)
         opening = [
             loop.run_in_executor(self._work.commits, self._open_task, partition, topics, metadata, stopped)
@@ -170,6 +175,9 @@ class TaskOwnership(Ownership):
         await self._begin([task for task in opened if task is not None])
         structlog.get_logger().info("tasks-open", partitions=partitions, seconds=round(time.monotonic() - started, 3))
         self.serving.set()
+        copies = {tp.partition for tp in self.app.assignor.assigned_standbys()}.difference(partitions)
+        open_copy = functools.partial(self._open_copy, topics=msgspec.json.encode(topics, order="sorted"))
+        await loop.run_in_executor(self._work.commits, self._standbys.keep, copies, open_copy)
 
     def _copartitioned(self, assigned: set[TP]) -> list[int]:
         partitions = sorted({tp.partition for tp in assigned})
@@ -202,14 +210,7 @@ class TaskOwnership(Ownership):
         try:
             changelog = settings.topic(CHANGELOG)
             known = msgspec.json.encode(topics, order="sorted")
-            store = open_store(
-                settings,
-                ROLE,
-                partition,
-                topics=known,
-                end=reader.end(changelog, partition),
-                now_ms=work.now_ms,
-            )
+            store = self._standbys.take(partition) or self._open_store(reader, partition, known)
             recovered = recover(reader, store, changelog, partition, stopped=stopped)
             if recovered is None:
                 transactions.close()
@@ -241,6 +242,18 @@ class TaskOwnership(Ownership):
             erasures=erasures,
         )
         return _Opened(task, store, transactions, positions)
+
+    def _open_store(self, reader: Reader, partition: int, topics: bytes) -> RocksStore:
+        settings = self._work.settings
+        end = reader.end(settings.topic(CHANGELOG), partition)
+        return open_store(settings, ROLE, partition, topics=topics, end=end, now_ms=self._work.now_ms)
+
+    def _open_copy(self, partition: int, topics: bytes) -> RocksStore:
+        reader = Reader(self._work.settings, self._work.settings.group(ROLE))
+        try:
+            return self._open_store(reader, partition, topics)
+        finally:
+            reader.close()
 
     def _positions(self, reader: Reader, store: RocksStore, partition: int) -> dict[str, int]:
         """Where to go on, by role: what the group committed, or what the changelog says where that is further."""
@@ -281,6 +294,9 @@ class TaskOwnership(Ownership):
             pause=lambda role: consumer.pause_partitions([TP(topic(role), partition)]),
             resume=lambda role: consumer.resume_partitions([TP(topic(role), partition)]),
         )
+
+    def _standby_failed(self, error: BaseException) -> None:
+        self.loop.call_soon_threadsafe(self._failed, error)
 
     def _failed(self, error: BaseException) -> None:
         self._failure = asyncio.ensure_future(self.app.crash(error))

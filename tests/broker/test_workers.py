@@ -4,12 +4,14 @@ import json
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from streams.topics import CHANGELOG
 from tests.kafka_cluster import KafkaBroker
 from tests.shell.streams_harness import Deployment, Worker, decode_counts, deployment, expected_counts, wait_for
 
@@ -43,6 +45,27 @@ def test_one_worker_then_two_then_one_keep_every_count_exact(broker: str, tmp_pa
         assert second.terminate(END_S) == 0
         assert made.consumed_count() == sent()
         assert decode_counts(made.live_state()) == expected_counts(range(sent()), USERS)
+
+
+def test_a_warm_copy_takes_over_from_a_worker_that_was_killed(broker: str, tmp_path: Path) -> None:
+    """What is left to recover is the changelog's tail, though the heir never served those partitions."""
+    with deployment(broker, tmp_path, standby_replicas=1) as made:
+        lost, heir = made.worker("lost"), made.worker("heir")
+        wait_for(lambda: lost.ready() and heir.ready(), "both workers")
+        wait_for(lambda: [len(opened(each)[-1]) for each in (lost, heir)] == [2, 2], "each has its share")
+        served = opened(lost)[-1]
+        with load(made) as sent:
+            consumes(made)
+            consumes(made)
+            lost.kill()
+            wait_for(lambda: opened(heir)[-1] == [0, 1, 2, 3], "all partitions at the heir")
+            consumes(made)
+        wait_for(lambda: made.consumed_count() == sent(), "all is consumed")
+        assert heir.terminate(END_S) == 0
+        assert decode_counts(made.live_state()) == expected_counts(range(sent()), USERS)
+        tails = recovered(heir)
+        logged = Counter(message.partition() for message in made.read(CHANGELOG))
+        assert all(tails[partition] < logged[partition] / 10 for partition in served), (tails, logged)
 
 
 def test_sigterm_under_load_ends_a_worker_in_time(broker: str, tmp_path: Path) -> None:
@@ -124,6 +147,12 @@ def waits(worker: Worker) -> bool:
 def stopped(worker: Worker) -> bool:
     """Whether SIGSTOP has it."""
     return os.waitid(os.P_PID, worker.process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def recovered(worker: Worker) -> dict[int, int]:
+    """Records that the last opening of each partition had to recover."""
+    lines = [json.loads(line) for line in worker.log.read_text().splitlines() if '"task-recovered"' in line]
+    return {line["partition"]: line["records"] for line in lines}
 
 
 def opened(worker: Worker) -> list[list[int]]:

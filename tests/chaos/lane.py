@@ -67,7 +67,9 @@ class Lane:
         self._kafka, self._network, self._outage, self._strikes = kafka, network, outage, strikes
         self._rng = random.Random(seed)
         self._traffic = generate(seed, EVENTS_A_STRIKE * (len(strikes) + 2), USERS)
-        self._made = Deployment(network.address, directory, partitions=PARTITIONS, max_batch_records=_BATCH)
+        self._made = Deployment(
+            network.address, directory, partitions=PARTITIONS, max_batch_records=_BATCH, standby_replicas=seed % 3
+        )
         self._made.options["join"] = JOIN
         self._producer = Producer(
             {"bootstrap.servers": network.address, "linger.ms": 5, "enable.idempotence": True, "log_level": 0}
