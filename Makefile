@@ -33,11 +33,12 @@ test: $(INSTALLED) ## all tests; those on Apache Kafka need Java and Maven
 chaos: $(INSTALLED) ## nothing lost, nothing twice, under faults, on Apache Kafka: make chaos KILLS=200 SEED=7 ARGS=--json
 	@$(BIN)/python -m tests.chaos --kills $(or $(KILLS),20) --seed $(or $(SEED),1) $(ARGS)
 
-check: $(INSTALLED) ## lint, format, types, and the arrows between the packages
+check: $(INSTALLED) ## lint, format, types, the arrows between the packages, advisories against what is locked
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.audit
 
 format: $(INSTALLED) ## mend what ruff can mend
 	$(BIN)/ruff check --fix

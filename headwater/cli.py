@@ -344,6 +344,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _exit_code(error: HeadwaterError) -> int:
     if isinstance(error, SettingsError):
         return USAGE
-    if type(error).__name__ in ("BrokerAwayError", "BrokerUnavailableError"):
+    if type(error).__name__ in ("BrokerAwayError", "BrokerRefusedError", "BrokerUnavailableError"):
         return BROKER_AWAY
     return FAILED

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicPartition
 
 from model_core.errors import HeadwaterError
 from streams.assigned import Assigned
-from streams.clients import confluent_config
+from streams.clients import ask
 from streams.settings import StreamSettings
 
 __all__ = ["BrokerAwayError", "Reader", "require_broker"]
@@ -28,15 +28,13 @@ def require_broker(settings: StreamSettings, wait_s: float) -> None:
 
     Raises:
         BrokerAwayError: nobody answered in time.
+        BrokerRefusedError: the broker turned this client away.
     """
-    consumer = Consumer(confluent_config(settings, **{"group.id": "headwater-ask"}))
     try:
-        consumer.list_topics(timeout=wait_s)
+        ask(settings, wait_s)
     except KafkaException as error:
         brokers = ",".join(settings.brokers)
         raise BrokerAwayError(f"no broker answers at {brokers}: start it, or set HEADWATER_BROKER ({error})") from error
-    finally:
-        consumer.close()
 
 
 class Reader:

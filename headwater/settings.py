@@ -130,6 +130,7 @@ def load(
         if name not in sources:
             raise SettingsError(f"{source}: {name} is no setting; `headwater inspect config` lists them all")
         values[name], sources[name] = value, source
+    _read_secrets(values, sources)
     settings = _built(values, sources)
     for group in dataclasses.fields(settings):
         if group.name != "streams":
@@ -167,6 +168,21 @@ def _from_environment(environment: Mapping[str, str], known: Mapping[str, str]) 
             raise SettingsError(f"{variable} is no setting; `headwater inspect config` lists them all")
         found.append((names[variable], text, variable))
     return found
+
+
+def _read_secrets(values: dict[str, Any], sources: dict[str, str]) -> None:
+    """Put each secret that a file holds in its place."""
+    for name in _SECRETS:
+        path = values.get(f"{name}_file")
+        if path is None:
+            continue
+        if name in values:
+            raise SettingsError(f"{name} ({sources[name]}) and {name}_file = {path!r}: expected one of them")
+        try:
+            values[name] = Path(str(path)).read_text().removesuffix("\n")
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"{name}_file = {path!r}: expected a text file that can be read: {error}") from error
+        sources[name] = f"{name}_file"
 
 
 def _built(values: Mapping[str, Any], sources: Mapping[str, str]) -> Settings:

@@ -13,7 +13,6 @@ from typing import Any, Final
 import faust
 import structlog
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
 from faust.app.base import BootStrategy
 
 from model_core.errors import HeadwaterError
@@ -21,7 +20,7 @@ from model_core.records import Cause
 from streams.agents.catalogue import CatalogueFeed
 from streams.agents.personalize import add_agent
 from streams.assignor import EvenAssignor
-from streams.clients import confluent_config
+from streams.clients import BrokerRefusedError, ask
 from streams.follower import Follower
 from streams.metrics import Metrics
 from streams.models import ModelFeed
@@ -37,6 +36,7 @@ from streams.web.watch import watched
 __all__ = ["BatchSchema", "create_app", "run_worker", "serve", "wait_for_broker"]
 
 _AWAY_POLL_S: Final = 2.0
+_ASK_S: Final = 3.0
 _log = structlog.get_logger()
 
 
@@ -125,11 +125,15 @@ def create_app(
 
 
 async def wait_for_broker(settings: StreamSettings, stop: asyncio.Event) -> bool:
-    """Wait until a broker answers; False where `stop` came first."""
+    """Wait until a broker answers; False where `stop` came first.
+
+    Raises:
+        BrokerRefusedError: one answers, and turns this client away.
+    """
     said = False
     while not stop.is_set():
         try:
-            await asyncio.to_thread(_ask, settings)
+            await asyncio.to_thread(ask, settings, _ASK_S)
         except KafkaException as error:
             if not said:
                 _log.warning("broker-away", brokers=settings.brokers, error=str(error), does="waiting for it")
@@ -141,10 +145,6 @@ async def wait_for_broker(settings: StreamSettings, stop: asyncio.Event) -> bool
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), _AWAY_POLL_S)
     return False
-
-
-def _ask(settings: StreamSettings) -> None:
-    AdminClient(confluent_config(settings)).list_topics(timeout=3.0)
 
 
 async def serve(app: Any, stop: asyncio.Event, *, stop_timeout_ms: int) -> bool:
@@ -194,11 +194,16 @@ def run_worker(
 
     Returns:
         the process's exit code: 0 ended as told, 1 failed.
+
+    Raises:
+        BrokerRefusedError: the broker turned the worker away at its start.
     """
     settings.check()
     worker = _Worker(settings, engine_factory(), configuration, seed, refresh_active_ms, model_name, ready)
     try:
         return asyncio.run(worker.run())
+    except BrokerRefusedError:
+        raise
     except (HeadwaterError, KafkaException) as error:
         _log.error("worker-failed", error=str(error))
         return 1

@@ -2,16 +2,68 @@
 
 import logging
 import ssl
+import time
 from typing import Any, Final
 
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+
+from model_core.errors import HeadwaterError
 from streams.settings import SecuritySettings, StreamSettings
 
-__all__ = ["aiokafka_config", "confluent_config", "group_metadata", "kafka_python_config", "librdkafka_log"]
+__all__ = [
+    "BrokerRefusedError",
+    "aiokafka_config",
+    "ask",
+    "confluent_config",
+    "group_metadata",
+    "kafka_python_config",
+    "librdkafka_log",
+]
 
 librdkafka_log: Final = logging.getLogger("librdkafka")
 """Where librdkafka's own log lines go."""
 
 _METADATA_MAGIC: Final = b"CGMDv2:"
+_REFUSED: Final = (KafkaError._AUTHENTICATION, KafkaError._SSL)  # noqa: SLF001 - their public names
+_LOOK_S: Final = 0.5
+
+
+class BrokerRefusedError(HeadwaterError):
+    """A broker is there, and it and this client do not trust each other: waiting would change nothing."""
+
+
+def ask(settings: StreamSettings, wait_s: float) -> None:
+    """Ask the broker something.
+
+    Raises:
+        BrokerRefusedError: credentials or certificates are not accepted, on one side or the other.
+        KafkaException: nobody answered in time.
+    """
+    refusals: list[KafkaError] = []
+
+    def heard(error: KafkaError) -> None:
+        if error.code() in _REFUSED:
+            refusals.append(error)
+
+    client = AdminClient(confluent_config(settings, error_cb=heard))
+    deadline_s = time.monotonic() + wait_s
+    while True:
+        try:
+            client.list_topics(timeout=min(_LOOK_S, wait_s))
+        except KafkaException:
+            client.poll(0)
+            if refusals:
+                brokers = ",".join(settings.brokers)
+                raise BrokerRefusedError(
+                    f"the broker at {brokers} and this client do not accept each other under "
+                    f"security.protocol {settings.security.protocol}: {refusals[0].str()}; "
+                    "look at security.username, security.password and the certificates"
+                ) from None
+            if time.monotonic() >= deadline_s:
+                raise
+        else:
+            return
 
 
 def confluent_config(settings: StreamSettings, **more: Any) -> dict[str, Any]:

@@ -28,11 +28,14 @@ class SecuritySettings:
         certificate_file: this client's certificate, PEM.
         key_file: its private key, PEM.
         key_password: of the private key.
+        key_password_file: a file that holds it, as secrets are mounted; a newline at its end is none of it.
         sasl_mechanism: of SASL.
         username: of SASL.
         password: of SASL.
+        password_file: a file that holds it, as above.
         erasure_secret: keys the HMAC that stands for an erased person's id; unset, each stream task makes a random
             key and keeps it in its changelog.
+        erasure_secret_file: a file that holds it, as above.
     """
 
     protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
@@ -40,10 +43,13 @@ class SecuritySettings:
     certificate_file: str | None = None
     key_file: str | None = None
     key_password: str | None = field(default=None, repr=False)
+    key_password_file: str | None = None
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    password_file: str | None = None
     erasure_secret: str | None = field(default=None, repr=False)
+    erasure_secret_file: str | None = None
 
     @property
     def sasl(self) -> bool:

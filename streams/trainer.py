@@ -19,7 +19,7 @@ from model_core.config import EncoderSettings, LearnerSettings
 from model_core.errors import HeadwaterError
 from streams.agents.train import ROLE, TrainOwnership, add_agent
 from streams.app import BatchSchema, create_app, serve, wait_for_broker
-from streams.clients import confluent_config
+from streams.clients import BrokerRefusedError, confluent_config
 from streams.follower import Follower
 from streams.settings import StreamSettings
 from streams.topics import describe
@@ -61,12 +61,17 @@ def run_trainer(
 
     Returns:
         the process's exit code: 0 ended as told, 1 failed.
+
+    Raises:
+        BrokerRefusedError: the broker turned the trainer away at its start.
     """
     settings.check()
     trainer.check()
     role = _Trainer(settings, learner, encoder, trainer, ready, command)
     try:
         return asyncio.run(role.run())
+    except BrokerRefusedError:
+        raise
     except (HeadwaterError, KafkaException) as error:
         _log.error("trainer failed", error=str(error))
         return 1

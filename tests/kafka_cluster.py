@@ -28,6 +28,7 @@ _START_S: Final = 60.0
 _STOP_S: Final = 20.0
 _POLL_S: Final = 0.1
 _LOOPBACK: Final = "127.0.0.1"
+_STORE_PASSWORD: Final = "a-key-store-of-a-test"  # noqa: S105 - of a store that lives for a test
 
 _LOGGING: Final = """\
 Configuration:
@@ -71,18 +72,37 @@ class KafkaBroker:
         heap: of the JVM.
         port: to listen on; 0 picks a free one.
         properties: in place of its own, or beside them.
+        users: passwords of those who may come in by a second listener, which takes TLS with SCRAM-SHA-512 alone.
 
     Attributes:
         address: `host:port`.
+        secure_address: of the second listener; there where there are users.
     """
 
-    def __init__(self, *, heap: str = "512m", port: int = 0, properties: dict[str, str] | None = None) -> None:
-        port, controller = _free_ports(port, 0)
+    def __init__(
+        self,
+        *,
+        heap: str = "512m",
+        port: int = 0,
+        properties: dict[str, str] | None = None,
+        users: dict[str, str] | None = None,
+    ) -> None:
+        port, controller, secure = _free_ports(port, 0, 0)
         self.address = f"{_LOOPBACK}:{port}"
+        self.secure_address = f"{_LOOPBACK}:{secure}"
         self._folder = Path(tempfile.mkdtemp(prefix="headwater-kafka-"))
         self._heap = heap
         self._process: subprocess.Popen[bytes] | None = None
-        self._properties = _properties(self._folder / "data", port, controller) | (properties or {})
+        self._users = users or {}
+        self._properties = _properties(self._folder / "data", port, controller)
+        if self._users:
+            self._properties |= _secured(self._properties, self.secure_address, self._folder / "keystore.p12")
+        self._properties |= properties or {}
+
+    @property
+    def ca_file(self) -> Path:
+        """The certificate, PEM, that clients of the second listener have to trust."""
+        return self._folder / "ca.pem"
 
     def __enter__(self) -> Self:
         try:
@@ -107,7 +127,14 @@ class KafkaBroker:
         if not properties.exists():
             properties.write_text("".join(f"{key}={value}\n" for key, value in self._properties.items()))
             (self._folder / "log4j2.yaml").write_text(_LOGGING)
-            _run(self._java("kafka.tools.StorageTool", "format", "-t", _cluster_id(), "-c", str(properties)), _START_S)
+            if self._users:
+                _make_certificate(self._folder / "keystore.p12", self.ca_file)
+            scram = [f"SCRAM-SHA-512=[name={name},password={word}]" for name, word in self._users.items()]
+            known = [part for one in scram for part in ("--add-scram", one)]
+            storage = self._java(
+                "kafka.tools.StorageTool", "format", "-t", _cluster_id(), "-c", str(properties), *known
+            )
+            _run(storage, _START_S)
         with self._log.open("ab") as output:
             self._process = subprocess.Popen(
                 self._java("kafka.Kafka", str(properties)),
@@ -186,6 +213,32 @@ def _free_ports(*wanted: int) -> list[int]:
                 port = probe.getsockname()[1]  # noqa: PLW2901 - the free one in its place
             found.append(port)
         return found
+
+
+def _make_certificate(keystore: Path, certificate: Path) -> None:
+    """A key and a certificate of its own for the loopback interface; keytool comes with Java."""
+    common = ["-keystore", str(keystore), "-storetype", "PKCS12", "-storepass", _STORE_PASSWORD, "-alias", "broker"]
+    kind = ["-keyalg", "EC", "-validity", "2", "-dname", "CN=headwater-test", "-ext", f"san=ip:{_LOOPBACK}"]
+    _run(["keytool", "-genkeypair", *common, *kind, "-ext", "bc:c=ca:true"], _START_S)
+    _run(["keytool", "-exportcert", *common, "-rfc", "-file", str(certificate)], _START_S)
+
+
+def _secured(plain: dict[str, str], address: str, keystore: Path) -> dict[str, str]:
+    """What a second listener takes: TLS, and SCRAM over it."""
+    login = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+    listener = {
+        "ssl.keystore.location": str(keystore),
+        "ssl.keystore.type": "PKCS12",
+        "ssl.keystore.password": _STORE_PASSWORD,
+        "sasl.enabled.mechanisms": "SCRAM-SHA-512",
+        "scram-sha-512.sasl.jaas.config": login,
+    }
+    return {
+        **{f"listener.name.sasl_ssl.{key}": value for key, value in listener.items()},
+        "listeners": f"{plain['listeners']},SASL_SSL://{address}",
+        "advertised.listeners": f"{plain['advertised.listeners']},SASL_SSL://{address}",
+        "listener.security.protocol.map": f"{plain['listener.security.protocol.map']},SASL_SSL:SASL_SSL",
+    }
 
 
 def _properties(data: Path, port: int, controller: int) -> dict[str, str]:
