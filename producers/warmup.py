@@ -2,8 +2,11 @@
 
 It is a function of `people.history` alone: whatever the newer half holds, the warm-up's bytes are the same.
 Each person's older ratings, in time order, are grouped into slates and mixed with items that are not in
-that history, drawn at random and put at random places; a rating of `LIKED` or more is a click. Nobody knows
-how these slates were chosen, so they carry no propensities.
+that history, drawn at random and put at random places; a rating of `LIKED` or more is a click.
+
+Such a slate is a draw from a known policy, one that knows which films the person has come for: each place goes to the
+next of these or to an item from outside the history, each set of places and each such item being as likely. So
+slates carry the exact conditional propensities of that policy, and learners that need them may begin with the past.
 """
 
 from collections.abc import Iterator, Sequence
@@ -88,8 +91,11 @@ def _events(
     seen = {rating.item_id for rating in ratings}
     for index, group in enumerate(groups):
         time_ms = start_ms - (len(groups) - 1 - index) * settings.interval_ms
+        slate = _slate(group, seen, catalogue, settings, rng)
+        rated = {rating.item_id for rating in group}
+        propensities = _propensities([item_id in rated for item_id in slate], len(catalogue) - len(seen))
         yield from _impression(
-            f"w{index}", user_id, time_ms, group, _slate(group, seen, catalogue, settings, rng), settings
+            f"w{index}", user_id, time_ms, group, list(zip(slate, propensities, strict=True)), settings
         )
 
 
@@ -114,18 +120,34 @@ def _slate(
     return [next(rated) if is_rated else next(filling) for is_rated in places.tolist()]
 
 
+def _propensities(is_rated: Sequence[bool], unrated: int) -> list[float]:
+    """Probability of each item at its place, given those above it and the rated items of the slate in their order.
+
+    Args:
+        is_rated: whether a place holds one of the rated items.
+        unrated: items outside the person's history.
+    """
+    found = []
+    rated, fillers = sum(is_rated), len(is_rated) - sum(is_rated)
+    for is_next in is_rated:
+        left = rated + fillers
+        found.append(rated / left if is_next else fillers / left / unrated)
+        rated, fillers, unrated = rated - is_next, fillers - (not is_next), unrated - (not is_next)
+    return found
+
+
 def _impression(
     name: str,
     user_id: str,
     time_ms: int,
     group: Sequence[Rating],
-    slate: Sequence[str],
+    slate: Sequence[tuple[str, float]],
     settings: WarmupSettings,
 ) -> Iterator[FeedRecord]:
-    shown = [SlateItem(item_id, place) for place, item_id in enumerate(slate, start=1)]
+    shown = [SlateItem(item_id, place, propensity) for place, (item_id, propensity) in enumerate(slate, start=1)]
     yield of(Impression(impression_id=name, user_id=user_id, event_time_ms=time_ms, slate=shown, policy=POLICY))
     liked = {rating.item_id for rating in group if rating.value >= LIKED}
-    for place, item_id in enumerate(item_id for item_id in slate if item_id in liked):
+    for place, item_id in enumerate(item_id for item_id, _ in slate if item_id in liked):
         yield of(
             Click(
                 click_id=f"{name}:{item_id}",

@@ -1,5 +1,7 @@
 """The response model and the warm-up: determinism, calibration, and no leak."""
 
+import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +156,33 @@ def test_rated_items_stand_at_every_place_of_the_warm_up() -> None:
         if isinstance(each.record, Impression) and len(each.record.slate) == 10:
             count += [(each.key, place.item_id) in past for place in each.record.slate]
     assert count.min() > 0.6 * count.max()
+
+
+def test_the_warm_ups_propensities_are_those_of_every_slate_enumerated() -> None:
+    """What the feed states sums to one over all slates that could have been, and is how often each one was, drawn anew.
+
+    One person, two of the six items rated, slates of four: 2 of 4 places for the rated, 4 · 3 pairs for the others.
+    """
+    people = small_people()
+    items, person = people.items[:6], people.users[:1]
+    past = [Rating(person[0].user_id, item.item_id, 4.0, time) for time, item in enumerate(items[:2])]
+    settings = WarmupSettings(end_ms=START_MS, slate_size=4, rated_per_slate=2)
+    drawn: Counter[tuple[str, ...]] = Counter()
+    stated: dict[tuple[str, ...], float] = {}
+    for seed in range(4_000):
+        (slate,) = [
+            each.record.slate
+            for each in warmup_feed(person, items, past, settings, seed=seed)
+            if isinstance(each.record, Impression)
+        ]
+        shown = tuple(place.item_id for place in slate)
+        drawn[shown] += 1
+        stated[shown] = math.prod(place.propensity or 0.0 for place in slate)
+    assert len(stated) == 6 * 12
+    assert sum(stated.values()) == pytest.approx(1.0)
+    often = np.array([drawn[slate] for slate in stated])
+    expected = 4_000 * np.array(list(stated.values()))
+    assert ((often - expected) ** 2 / expected).sum() < 112, "chi square, 71 degrees of freedom: p = .001"
 
 
 @pytest.mark.parametrize("value", [3.0, 4.0])
