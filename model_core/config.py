@@ -9,12 +9,24 @@ from typing import Literal, get_args, get_type_hints
 
 from model_core.errors import SettingsError
 
-__all__ = ["Algorithm", "EncoderSettings", "HeadSettings", "JoinSettings", "LearnerSettings", "PolicySettings"]
+__all__ = [
+    "Algorithm",
+    "EncoderKind",
+    "EncoderSettings",
+    "HeadSettings",
+    "JoinSettings",
+    "LearnerSettings",
+    "PolicySettings",
+    "PretrainingSettings",
+]
 
 _MINUTE_MS = 60_000
 
 Algorithm = Literal["double-q-learning", "q-learning", "sarsa", "reinforce", "a2c", "ppo"]
 """Names of the learners."""
+
+EncoderKind = Literal["gru", "lstm", "causal-transformer", "masked-transformer"]
+"""Names of the sequence encoders."""
 
 
 def _expect(holds: bool, key: str, value: object, expected: str) -> None:  # noqa: FBT001 - an assertion's argument
@@ -156,15 +168,21 @@ class EncoderSettings:
     """The sequence encoder and the features φ(s, a) = u(s) ⊙ v(a).
 
     Attributes:
+        kind: what reads the history: `gru` or `lstm`, whose state moves one step an event, or `causal-transformer` or
+            `masked-transformer`, which read it again (docs/algorithms/sequence-encoders.md has quality and cost).
         dimension: d of φ and of every user's head.
         item_coordinates: of them, those where u is 1: what an item is worth to anybody.
-        hidden: size of the recurrent state.
+        hidden: size of the state that the encoder leaves; an LSTM's two halves are its output and its memory.
         embedding: size of item and token embeddings.
         id_rows: rows of the hashed table of item ids; two for each item.
         token_rows: rows of the hashed table of words, categories, traits and contexts.
         tokens_per_item: words, categories and features of an item that count, the first ones.
+        layers: of a Transformer.
+        heads: of a Transformer's attention; they divide `hidden`.
+        window: entries that a Transformer's attention reaches back, of 50 that a transition carries.
     """
 
+    kind: EncoderKind = "gru"
     dimension: int = 32
     item_coordinates: int = 6
     hidden: int = 32
@@ -172,14 +190,33 @@ class EncoderSettings:
     id_rows: int = 8192
     token_rows: int = 4096
     tokens_per_item: int = 24
+    layers: int = 2
+    heads: int = 2
+    window: int = 50
 
     def check(self) -> None:
         """Raise `SettingsError` where a value is out of range."""
+        kinds = get_args(EncoderKind)
+        _expect(self.kind in kinds, "encoder.kind", self.kind, " or ".join(kinds))
         _expect(
             self.dimension >= self.item_coordinates + 3, "encoder.dimension", self.dimension, "item_coordinates + 3"
         )
-        for key in ("item_coordinates", "hidden", "embedding", "id_rows", "token_rows", "tokens_per_item"):
+        for key in (
+            "item_coordinates",
+            "hidden",
+            "embedding",
+            "id_rows",
+            "token_rows",
+            "tokens_per_item",
+            "layers",
+            "heads",
+            "window",
+        ):
             _expect(getattr(self, key) >= 1, f"encoder.{key}", getattr(self, key), "1 or more")
+        if self.kind == "lstm":
+            _expect(self.hidden % 2 == 0, "encoder.hidden", self.hidden, "an even size for an LSTM's two halves")
+        if self.kind.endswith("transformer"):
+            _expect(self.hidden % self.heads == 0, "encoder.hidden", self.hidden, f"a multiple of {self.heads} heads")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,3 +297,54 @@ class LearnerSettings:
             "trace_steps",
         ):
             _expect(getattr(self, key) >= 1, f"learner.{key}", getattr(self, key), "1 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PretrainingSettings:
+    """How the sequence encoder is pretrained on logged histories (docs/algorithms/pretraining.md has what was tried).
+
+    Attributes:
+        objective: `cross-entropy` over the catalogue, or `gbce`, sampled negatives with gSASRec's calibration.
+        negatives: of `gbce`, sampled for each step and shared by a batch.
+        calibration: t of `gbce`, 0 for none, 1 for full.
+        epochs: at most.
+        patience: epochs without a better validation before it ends.
+        batch_entries: entries of the histories in a step.
+        length: entries of a history read at once; longer ones are cut anew in each epoch.
+        learning_rate: of Adam, after a rise over the first epoch; it falls to a tenth as a cosine.
+        weight_decay: of Adam, decoupled.
+        dropout: share of inputs, states and attention left out.
+        label_smoothing: of the cross entropy.
+        masked_share: entries that a masked Transformer is to tell.
+        averaging: of the weights, what the average keeps at each step; 0 for none.
+    """
+
+    objective: Literal["cross-entropy", "gbce"] = "cross-entropy"
+    negatives: int = 256
+    calibration: float = 0.75
+    epochs: int = 40
+    patience: int = 8
+    batch_entries: int = 3_000
+    length: int = 50
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.01
+    dropout: float = 0.3
+    label_smoothing: float = 0.1
+    masked_share: float = 0.2
+    averaging: float = 0.98
+
+    def check(self) -> None:
+        """Raise `SettingsError` where a value is out of range."""
+        _expect(
+            self.objective in ("cross-entropy", "gbce"),
+            "pretraining.objective",
+            self.objective,
+            "cross-entropy or gbce",
+        )
+        for key in ("negatives", "epochs", "patience", "batch_entries", "length"):
+            _expect(getattr(self, key) >= 1, f"pretraining.{key}", getattr(self, key), "1 or more")
+        for key in ("dropout", "label_smoothing", "averaging", "weight_decay"):
+            _expect(0 <= getattr(self, key) < 1, f"pretraining.{key}", getattr(self, key), "0 or more, less than 1")
+        _expect(0 <= self.calibration <= 1, "pretraining.calibration", self.calibration, "0 to 1")
+        _expect(0 < self.masked_share < 1, "pretraining.masked_share", self.masked_share, "between 0 and 1")
+        _expect(self.learning_rate > 0, "pretraining.learning_rate", self.learning_rate, "more than 0")

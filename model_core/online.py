@@ -23,13 +23,14 @@ from msgspec import Struct
 from model_core.bandit import head
 from model_core.candidates import Catalogue, Embedded
 from model_core.config import HeadSettings, JoinSettings
-from model_core.join import OpenImpression
+from model_core.join import Entry, OpenImpression
 from model_core.serving import ServingModel
 from model_core.user_state import RING_EVENT, UserState
 
 __all__ = ["Advance", "Anchor", "Learned", "Observe", "learn"]
 
 Float32Array = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
 
 _POSITION_MASK = 0xFF
 _ROUNDING = 1e-6
@@ -109,9 +110,11 @@ def learn(
     online = _Online(states, catalogue, embedded, model, settings, join, counters)
     stale = [user for user, state in enumerate(states) if state.basis != model.version]
     online.rebuild(stale, operations)
-    online.move(
-        [() if state.basis != model.version else steps for state, steps in zip(states, operations, strict=True)]
-    )
+    moves = [() if state.basis != model.version else steps for state, steps in zip(states, operations, strict=True)]
+    if model.recurrent:
+        online.move(moves)
+    else:
+        online.read_again(moves)
     online.observe(operations)
     online.store()
     return Learned(online.posterior, online.hidden)
@@ -169,20 +172,23 @@ class _Online:
     def _encode_histories(self, users: Sequence[int]) -> list["_Past"]:
         """Encoder states of these users after every prefix of their histories."""
         histories = [self._states[user].join.history for user in users]
+        states = self._model.encode(*self._entries(histories))
+        return [
+            _Past([entry.time_ms for entry in history], states[place, : len(history) + 1])
+            for place, history in enumerate(histories)
+        ]
+
+    def _entries(self, histories: Sequence[Sequence[Entry]]) -> tuple[Float32Array, Float32Array, IntArray]:
+        """Inputs, rewards and lengths as `encode` wants them; an unknown item's input is zero."""
         longest = max(map(len, histories))
-        inputs = np.zeros((len(users), longest, self._embedded.inputs.shape[1]), np.float32)
-        rewards = np.zeros((len(users), longest), np.float32)
+        inputs = np.zeros((len(histories), longest, self._embedded.inputs.shape[1]), np.float32)
+        rewards = np.zeros((len(histories), longest), np.float32)
         for place, history in enumerate(histories):
             if history:
                 rows = self._embedded.rows([entry.item_id for entry in history])
                 inputs[place, : len(history)][rows >= 0] = self._embedded.inputs[rows[rows >= 0]]
                 rewards[place, : len(history)] = [entry.reward for entry in history]
-        lengths = np.array([len(history) for history in histories], np.int64)
-        states = self._model.encode(inputs, rewards, lengths)
-        return [
-            _Past([entry.time_ms for entry in history], states[place, : len(history) + 1])
-            for place, history in enumerate(histories)
-        ]
+        return inputs, rewards, np.array([len(history) for history in histories], np.int64)
 
     def _replay(self, users: Sequence[int], pasts: Sequence["_Past"]) -> None:
         """Observe the events of each user's ring with new features and new targets."""
@@ -260,6 +266,38 @@ class _Online:
                     self.hidden[advancing], self._embedded.inputs[rows], np.array(rewards, np.float32)
                 )
         self._anchor(anchors)
+
+    def read_again(self, operations: Sequence[Sequence[Operation]]) -> None:
+        """What `move` is to an encoder without a step of its own: histories that have grown are read again.
+
+        They hold the batch's feedback already. An impression stands on what lies strictly before it, and so does the
+        state that its user had, where no feedback came with the batch.
+        """
+        reads: list[Sequence[Entry]] = []
+        users: list[int] = []
+        impressions: list[OpenImpression | None] = []
+        anchored: list[tuple[int, Float32Array, OpenImpression]] = []
+        for user, steps in enumerate(operations):
+            advances = [step for step in steps if isinstance(step, Advance)]
+            anchors = [step.impression for step in steps if isinstance(step, Anchor)]
+            self._counters["unknown-item"] += sum(self._catalogue.row(step.item_id) < 0 for step in advances)
+            if not advances:
+                anchored += [(user, self.hidden[user].copy(), impression) for impression in anchors]
+                continue
+            history = self._states[user].join.history
+            times_ms = [entry.time_ms for entry in history]
+            for impression in (*anchors, None):
+                end = len(history) if impression is None else bisect.bisect_left(times_ms, impression.event_time_ms)
+                reads.append(history[max(0, end - self._model.reach) : end])
+                users.append(user)
+                impressions.append(impression)
+        states = self._model.last(*self._entries(reads)) if reads else self.hidden[:0]
+        for user, impression, state in zip(users, impressions, states, strict=True):
+            if impression is None:
+                self.hidden[user] = state
+            else:
+                anchored.append((user, state, impression))
+        self._anchor(anchored)
 
     def _anchor(self, anchors: Sequence[tuple[int, Float32Array, OpenImpression]]) -> None:
         """Write u(s) and V(s) of each impression's moment into it."""

@@ -1,12 +1,13 @@
 """A trained model as workers use it: plain numpy, no torch, one matrix product for every score.
 
     x(a) = Σ id rows + weighted mean of token rows            item input, what the encoder eats
-    h'   = GRU(h, [x(a), r])                                  state after feedback r on a (Cho et al. 2014)
+    h'   = advance(h, x(a), r)                                state after feedback r on a, or the history read again
     u(s) = [ [h, traits, context] W_u + b_u,  1 …,  z·w,  1 ]  user vector:  taste | item | user | bias
     v(a) = [ x W_v + b_v,  x W_i + b_i,  1,  1 ]               item vector
     φ(s, a) = u(s) ⊙ v(a),   Q(s, a) = φᵀ w
 
-`encoder.network` is the same in torch; a test holds the two together.
+The encoders that move or read h are in `encoder.kinds`. `encoder.network` is all of it in torch; tests hold the two
+together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,8 @@ import numpy.typing as npt
 
 from model_core.bandit.head import Prior
 from model_core.config import EncoderSettings, LearnerSettings
+from model_core.encoder.kinds import KINDS
+from model_core.errors import InvariantError
 from model_core.features.tokens import context_tokens, item_tokens, mean_tokens, trait_tokens
 from model_core.records import Item
 
@@ -46,10 +49,7 @@ def weight_shapes(settings: EncoderSettings) -> dict[str, tuple[int, ...]]:
     return {
         "id_table": (settings.id_rows, settings.embedding),
         "token_table": (settings.token_rows, settings.embedding),
-        "gru_input": (3 * settings.hidden, settings.embedding + 1),
-        "gru_hidden": (3 * settings.hidden, settings.hidden),
-        "gru_input_bias": (3 * settings.hidden,),
-        "gru_hidden_bias": (3 * settings.hidden,),
+        **KINDS[settings.kind].shapes(settings),
         "user_taste": (state, taste),
         "user_taste_bias": (taste,),
         "user_level": (state, 1),
@@ -65,12 +65,14 @@ def weight_shapes(settings: EncoderSettings) -> dict[str, tuple[int, ...]]:
 
 
 def initial_weights(settings: EncoderSettings, seed: int) -> dict[str, Float32Array]:
-    """Seeded untrained weights: tables small, ids zero (an id nobody has seen says nothing), the rest Glorot."""
+    """Seeded untrained weights: tables small, ids zero (one nobody has seen says nothing), gains 1, the rest Glorot."""
     rng = np.random.default_rng(seed)
     weights: dict[str, Float32Array] = {}
     for name, shape in weight_shapes(settings).items():
         if name == "id_table" or name.endswith("_bias"):
             weights[name] = np.zeros(shape, np.float32)
+        elif name.endswith("_gain"):
+            weights[name] = np.ones(shape, np.float32)
         elif name == "token_table":
             weights[name] = rng.normal(0.0, 0.5, shape).astype(np.float32)
         else:
@@ -136,7 +138,7 @@ class ServingModel:
 
     @property
     def hidden(self) -> int:
-        """Size H of the recurrent state."""
+        """Size H of the state."""
         return self.settings.hidden
 
     @property
@@ -167,20 +169,26 @@ class ServingModel:
         vectors = np.concatenate([taste, worth, np.ones((*x.shape[:2], 2), np.float32)], axis=2)
         return vectors.reshape(-1, vectors.shape[2])[: len(items)]
 
-    def advance(self, h: Float32Array, x: Float32Array, reward: Float32Array) -> Float32Array:
-        """State after feedback: h float32[n, H], x float32[n, E], reward float32[n] → float32[n, H]."""
-        weights = self.weights
-        inputs = np.concatenate([x, reward[:, None]], axis=1) @ weights["gru_input"].T + weights["gru_input_bias"]
-        return self._gru(h, inputs)
+    @property
+    def recurrent(self) -> bool:
+        """Whether the state moves one step an event (`advance`); else the history is read again (`last`)."""
+        return KINDS[self.settings.kind].advance is not None
 
-    def _gru(self, h: Float32Array, inputs: Float32Array) -> Float32Array:
-        size = self.hidden
-        recurrent = h @ self.weights["gru_hidden"].T + self.weights["gru_hidden_bias"]
-        reset = _sigmoid(inputs[:, :size] + recurrent[:, :size])
-        update = _sigmoid(inputs[:, size : 2 * size] + recurrent[:, size : 2 * size])
-        new = np.tanh(inputs[:, 2 * size :] + reset * recurrent[:, 2 * size :])
-        state: Float32Array = new + update * (h - new)
-        return state
+    @property
+    def reach(self) -> int:
+        """Entries that the state of a Transformer can depend on: each layer looks `window` further back."""
+        return self.settings.layers * self.settings.window + 1
+
+    def advance(self, h: Float32Array, x: Float32Array, reward: Float32Array) -> Float32Array:
+        """State after feedback: h float32[n, H], x float32[n, E], reward float32[n] → float32[n, H].
+
+        Raises:
+            InvariantError: the encoder reads its history again instead.
+        """
+        step = KINDS[self.settings.kind].advance
+        if step is None:
+            raise InvariantError(f"a {self.settings.kind} has no step of its own: read the history with `last`")
+        return step(self.weights, h, x, reward)
 
     def encode(self, x: Float32Array, reward: Float32Array, length: npt.NDArray[np.int64]) -> Float32Array:
         """State after each prefix of n histories.
@@ -193,12 +201,11 @@ class ServingModel:
         Returns:
             float32[n, L + 1, H]; [:, 0] is the state of an empty history, and past the end the last state stands.
         """
-        users, longest = reward.shape
-        states = np.zeros((users, longest + 1, self.hidden), np.float32)
-        for place in range(longest):
-            moved = self.advance(states[:, place], x[:, place], reward[:, place])
-            states[:, place + 1] = np.where((place < length)[:, None], moved, states[:, place])
-        return states
+        return KINDS[self.settings.kind].encode(self.weights, self.settings, x, reward, length)
+
+    def last(self, x: Float32Array, reward: Float32Array, length: npt.NDArray[np.int64]) -> Float32Array:
+        """State after each whole history, arguments as of `encode`; float32[n, H]."""
+        return KINDS[self.settings.kind].last(self.weights, self.settings, x, reward, length)
 
     def user_vectors(
         self, h: Float32Array, traits: Sequence[Mapping[str, Any]], context: Sequence[Mapping[str, Any]]
@@ -219,11 +226,6 @@ class ServingModel:
         inner = np.tanh(h @ weights["value_in"] + weights["value_in_bias"])
         value: Float32Array = (inner @ weights["value_out"] + weights["value_out_bias"])[:, 0]
         return value
-
-
-def _sigmoid(z: Float32Array) -> Float32Array:
-    half: Float32Array = np.tanh(z * np.float32(0.5))
-    return half * np.float32(0.5) + np.float32(0.5)
 
 
 def _blocks(rows: Float32Array) -> Float32Array:

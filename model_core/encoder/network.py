@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model_core.config import EncoderSettings
+from model_core.encoder import states as encoders
 from model_core.serving import initial_weights
 
 __all__ = ["ItemBatch", "Network"]
@@ -54,15 +55,55 @@ class Network(nn.Module):
         worth = x @ self.tables["item_worth"] + self.tables["item_worth_bias"]
         return torch.cat([taste, worth, torch.ones(len(x), 2, dtype=x.dtype, device=x.device)], dim=1)
 
-    def gru(self, x: Tensor, reward: Tensor, length: Tensor, start: Tensor | None = None) -> Tensor:
-        """States after each prefix: x [n, L, E], reward [n, L], length [n] → [n, L + 1, H]."""
-        state = x.new_zeros(len(x), self.settings.hidden) if start is None else start
-        weights = [self.tables[f"gru_{name}"] for name in ("input", "hidden", "input_bias", "hidden_bias")]
-        inputs = torch.cat([x, reward[:, :, None]], dim=2)
-        outputs, _ = torch.gru(inputs, state[None], weights, True, 1, 0.0, False, False, True)
-        states = torch.cat([state[:, None], outputs], dim=1)
+    @property
+    def recurrent(self) -> bool:
+        """Whether a state moves one step an event."""
+        return self.settings.kind in ("gru", "lstm")
+
+    def states(
+        self, x: Tensor, reward: Tensor, length: Tensor, start: Tensor | None = None, dropout: float = 0.0
+    ) -> Tensor:
+        """States after each prefix: x [n, L, E], reward [n, L], length [n] → [n, L + 1, H].
+
+        Past the end the last state stands. `start` [n, H] is the state to go on from; of a recurrent encoder alone.
+        """
+        if self.settings.kind == "masked-transformer":
+            ends = [self.last(x, reward, length.clamp(max=place)) for place in range(x.shape[1] + 1)]
+            return torch.stack(ends, dim=1)
+        if self.settings.kind == "causal-transformer":
+            states = encoders.causal(self.tables, self.settings, x, reward, dropout)
+        else:
+            step = encoders.gru if self.settings.kind == "gru" else encoders.lstm
+            states = step(self.tables, x, reward, x.new_zeros(len(x), self.settings.hidden) if start is None else start)
         place = torch.arange(states.shape[1], device=x.device)[None].expand(len(x), -1)
         return states.gather(1, place.minimum(length[:, None])[:, :, None].expand(-1, -1, self.settings.hidden))
+
+    def last(self, x: Tensor, reward: Tensor, length: Tensor) -> Tensor:
+        """State after each whole history, arguments as of `states`: [n, H]."""
+        if self.settings.kind != "masked-transformer":
+            return self.states(x, reward, length)[:, -1]
+        kept = length.clamp(max=self.settings.window)
+        place = torch.arange(int(kept.max()) + 1, device=x.device)[None]
+        rows = (place + (length - kept)[:, None]).clamp(max=max(x.shape[1] - 1, 0))
+        if x.shape[1] == 0:
+            x, reward = x.new_zeros(len(x), 1, x.shape[2]), reward.new_zeros(len(x), 1)
+        entries = x.gather(1, rows[:, :, None].expand(-1, -1, x.shape[2]))
+        hidden = place == kept[:, None]
+        read = encoders.masked(self.tables, self.settings, entries, reward.gather(1, rows), kept + 1, hidden)
+        return read.gather(1, kept[:, None, None].expand(-1, -1, read.shape[2]))[:, 0]
+
+    def predicting(
+        self, x: Tensor, reward: Tensor, length: Tensor, hidden: Tensor, dropout: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """States from which entries of the histories are to be told, and which they are: [n, L, H], bool [n, L].
+
+        Every entry from what precedes it, but of a masked Transformer, where those of `hidden` bool[n, L] are told from
+        all others.
+        """
+        present = torch.arange(x.shape[1], device=x.device)[None] < length[:, None]
+        if self.settings.kind == "masked-transformer":
+            return encoders.masked(self.tables, self.settings, x, reward, length, hidden, dropout), present & hidden
+        return self.states(x, reward, length, dropout=dropout)[:, :-1], present
 
     def known(self, tokens: Tensor, weights: Tensor) -> Tensor:
         """Mean embeddings of traits and of context: rows [n, k], weights [n, k] → [n, E]."""

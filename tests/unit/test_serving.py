@@ -50,7 +50,7 @@ def test_states_and_values_are_the_same(encoder: EncoderSettings) -> None:
     reward = rng.normal(size=(5, 7)).astype(np.float32)
     length = np.array([0, 1, 3, 7, 6])
     with torch.no_grad():
-        theirs = network.gru(torch.from_numpy(x), torch.from_numpy(reward), torch.from_numpy(length))
+        theirs = network.states(torch.from_numpy(x), torch.from_numpy(reward), torch.from_numpy(length))
         values = network.value(theirs.flatten(0, 1))
     ours = model.encode(x, reward, length)
     np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
