@@ -156,8 +156,8 @@ class Embedded:
         size = len(self._catalogue.items)
         known = [row for row in rows if self._catalogue.items[row] is not None]
         items = [item for row in known if (item := self._catalogue.items[row]) is not None]
-        vectors = self._model.item_vectors(items)
         inputs = self._model.item_inputs(items)
+        vectors = self._model.vectors_of(inputs)
         if not hasattr(self, "vectors"):
             self.vectors = np.zeros((0, vectors.shape[1]), np.float32)
             self.inputs = np.zeros((0, inputs.shape[1]), np.float32)

@@ -3,16 +3,19 @@
 `check()` of each class raises `SettingsError` naming the key, the value and what was expected.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args, get_type_hints
+from typing import Final, Literal, get_args, get_type_hints
 
 from model_core.errors import SettingsError
 
 __all__ = [
+    "TEXT",
     "Algorithm",
     "EncoderKind",
     "EncoderSettings",
+    "Fusion",
     "HeadSettings",
     "JoinSettings",
     "LearnerSettings",
@@ -27,6 +30,19 @@ Algorithm = Literal["double-q-learning", "q-learning", "sarsa", "reinforce", "a2
 
 EncoderKind = Literal["gru", "lstm", "causal-transformer", "masked-transformer"]
 """Names of the sequence encoders."""
+Fusion = Literal["addition", "concatenation", "product", "gating", "attention"]
+"""Names of the ways in which an item's feature groups become one vector."""
+
+TEXT: Final = "text"
+"""Name of the vector that an item's text gets."""
+
+_GROUPS: Final = ("id", "facts", "words")
+"""Feature groups of an item that are hashed."""
+
+_NAME: Final = re.compile(r"[\w-]+")
+
+_TEXT_LENGTH: Final = {"wordllama": 64}
+"""Coordinates of a text vector by source: of wordllama's 256 the first 64, which its authors trained to do alone."""
 
 
 def _expect(holds: bool, key: str, value: object, expected: str) -> None:  # noqa: FBT001 - an assertion's argument
@@ -175,11 +191,16 @@ class EncoderSettings:
         hidden: size of the state that the encoder leaves; an LSTM's two halves are its output and its memory.
         embedding: size of item and token embeddings.
         id_rows: rows of the hashed table of item ids; two for each item.
-        token_rows: rows of the hashed table of words, categories, traits and contexts.
-        tokens_per_item: words, categories and features of an item that count, the first ones.
+        token_rows: rows of the hashed table of words, categories, numbers, traits and contexts.
+        tokens_per_item: words of an item that count, the first ones; as many tokens of its categories and numbers.
         layers: of a Transformer.
         heads: of a Transformer's attention; they divide `hidden`.
         window: entries that a Transformer's attention reaches back, of 50 that a transition carries.
+        groups: hashed feature groups of an item that count: `id`, `facts` (categories and numbers), `words`.
+        vectors: given vectors of an item that count, by name, with their length; `{ image = 512 }`, say.
+        text: where an item's text gets a vector from: `none`, or `wordllama` (needs `headwater[text]`).
+        fusion: how an item's feature groups become one vector: `addition`, `concatenation`, `product`, `gating` or
+            `attention`.
     """
 
     kind: EncoderKind = "gru"
@@ -193,6 +214,16 @@ class EncoderSettings:
     layers: int = 2
     heads: int = 2
     window: int = 50
+    groups: tuple[str, ...] = _GROUPS
+    vectors: Mapping[str, int] = field(default_factory=dict)
+    text: Literal["none", "wordllama"] = "none"
+    fusion: Fusion = "addition"
+
+    @property
+    def vector_lengths(self) -> dict[str, int]:
+        """Length of each vector of an item that counts, that of its text included, by name."""
+        text = {TEXT: _TEXT_LENGTH[self.text]} if self.text != "none" else {}
+        return {**text, **dict(sorted(self.vectors.items()))}
 
     def check(self) -> None:
         """Raise `SettingsError` where a value is out of range."""
@@ -217,6 +248,22 @@ class EncoderSettings:
             _expect(self.hidden % 2 == 0, "encoder.hidden", self.hidden, "an even size for an LSTM's two halves")
         if self.kind.endswith("transformer"):
             _expect(self.hidden % self.heads == 0, "encoder.hidden", self.hidden, f"a multiple of {self.heads} heads")
+        known = set(self.groups) <= set(_GROUPS) and len(set(self.groups)) == len(self.groups)
+        _expect(known, "encoder.groups", self.groups, f"some of {', '.join(_GROUPS)}, none twice")
+        _expect(bool(self.groups or self.vector_lengths), "encoder.groups", self.groups, "one or more, or vectors")
+        _expect(
+            all(_NAME.fullmatch(name) and length >= 1 for name, length in self.vectors.items()),
+            "encoder.vectors",
+            dict(self.vectors),
+            "names of letters, digits, _ and -, and lengths of 1 or more",
+        )
+        _expect(
+            self.text == "none" or TEXT not in self.vectors,
+            "encoder.vectors",
+            dict(self.vectors),
+            f"no {TEXT!r}, which encoder.text = {self.text!r} gives",
+        )
+        _expect(self.fusion in get_args(Fusion), "encoder.fusion", self.fusion, " or ".join(get_args(Fusion)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -481,14 +481,14 @@ class Learner:
         """Rows of every item ever named, embedded anew only when one changed."""
         if self._item_batch is None:
             items = [self._items.get(item_id) or Item(item_id=item_id) for item_id in self._row]
-            self._item_batch = ItemBatch(*(self._tensor(part) for part in item_tokens(items, self.encoder)))
+            self._item_batch = ItemBatch(*(self._tensor(part) for part in item_tokens(items, self.encoder).cut()))
             self._offered_rows = np.array(sorted(self._row[item_id] for item_id in self._offered), np.int64)
         return self._item_batch
 
     def _tokens(self, traits: Mapping[str, Any], context: Mapping[str, Any]) -> tuple[list[int], list[float]]:
-        ours = trait_tokens(traits, self.encoder.token_rows)
-        theirs = context_tokens(context, self.encoder.token_rows)
-        return ours + theirs, [1.0 / len(part) for part in (ours, theirs) for _ in part]
+        ours, our_weights = trait_tokens(traits, self.encoder.token_rows)
+        theirs, their_weights = context_tokens(context, self.encoder.token_rows)
+        return ours + theirs, our_weights + their_weights
 
     def _evaluate(self, network: Network, rows: npt.NDArray[np.int64]) -> tuple[_Batch, _States, Tensor]:
         """Encoded transitions and item vectors of a network, without gradients."""

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from model_core.features.tokens import MAX_TOKENS
 from model_core.records import HistoryEntry, Transition
 
 __all__ = ["ReplayBuffer", "Rows"]
@@ -19,7 +20,7 @@ __all__ = ["ReplayBuffer", "Rows"]
 _HISTORY: Final = 50
 _APPEND: Final = 16
 _SLATE: Final = 32
-_TOKENS: Final = 16
+_TOKENS: Final = 2 * MAX_TOKENS
 _CANDIDATES: Final = 32
 _FIRST_CAPACITY: Final = 1024
 _HELD_OUT_BUCKETS: Final = 10_000

@@ -1,6 +1,6 @@
 """A trained model as workers use it: plain numpy, no torch, one matrix product for every score.
 
-    x(a) = Σ id rows + weighted mean of token rows            item input, what the encoder eats
+    x(a) = fusion of id, facts, words and given vectors       item input, what the encoder eats; `features.fusion`
     h'   = advance(h, x(a), r)                                state after feedback r on a, or the history read again
     u(s) = [ [h, traits, context] W_u + b_u,  1 …,  z·w,  1 ]  user vector:  taste | item | user | bias
     v(a) = [ x W_v + b_v,  x W_i + b_i,  1,  1 ]               item vector
@@ -10,7 +10,7 @@ The encoders that move or read h are in `encoder.kinds`. `encoder.network` is al
 together.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -21,14 +21,15 @@ from model_core.bandit.head import Prior
 from model_core.config import EncoderSettings, LearnerSettings
 from model_core.encoder.kinds import KINDS
 from model_core.errors import InvariantError
-from model_core.features.tokens import context_tokens, item_tokens, mean_tokens, trait_tokens
+from model_core.features.fusion import fuse, fusion_shapes, present
+from model_core.features.tokens import ItemTokens, context_tokens, item_tokens, summed_tokens, trait_tokens
 from model_core.records import Item
 
 __all__ = ["FEATURES", "MAX_POSITIONS", "ServingModel", "weight_shapes"]
 
 Float32Array = npt.NDArray[np.float32]
 
-FEATURES: Final = 1
+FEATURES: Final = 2
 """Version of the equations above: a model of another one cannot be served by this release."""
 
 MAX_POSITIONS: Final = 32
@@ -61,6 +62,7 @@ def weight_shapes(settings: EncoderSettings) -> dict[str, tuple[int, ...]]:
         "value_in_bias": (_VALUE_HIDDEN,),
         "value_out": (_VALUE_HIDDEN, 1),
         "value_out_bias": (1,),
+        **fusion_shapes(settings),
     }
 
 
@@ -69,7 +71,7 @@ def initial_weights(settings: EncoderSettings, seed: int) -> dict[str, Float32Ar
     rng = np.random.default_rng(seed)
     weights: dict[str, Float32Array] = {}
     for name, shape in weight_shapes(settings).items():
-        if name == "id_table" or name.endswith("_bias"):
+        if name == "id_table" or name.endswith(("_bias", "_zero")):
             weights[name] = np.zeros(shape, np.float32)
         elif name.endswith("_gain"):
             weights[name] = np.ones(shape, np.float32)
@@ -155,19 +157,41 @@ class ServingModel:
 
     def item_inputs(self, items: Sequence[Item]) -> Float32Array:
         """x(a) of each item; float32[n, E]."""
-        rows = item_tokens(items, self.settings)
-        ids: Float32Array = self.weights["id_table"][rows.ids].sum(axis=1)
-        words: Float32Array = (self.weights["token_table"][rows.tokens] * rows.weights[:, :, None]).sum(axis=1)
-        return ids + words
+        tokens = item_tokens(items, self.settings)
+        groups = [_blocks(group) for group in self._item_groups(tokens)]
+        x = fuse(self.settings, self.weights, groups, _blocks(present(self.settings, tokens)))
+        return x.reshape(-1, x.shape[2])[: len(items)]
+
+    def _item_groups(self, tokens: ItemTokens) -> list[Float32Array]:
+        """Each feature group of the items as a vector, 0 where it is absent; float32[n, E]."""
+        weights = self.weights
+        table = weights["token_table"]
+        hashed: dict[str, Callable[[], Float32Array]] = {
+            "id": lambda: weights["id_table"][tokens.ids].sum(axis=1),
+            "facts": lambda: (table[tokens.facts] * tokens.fact_weights[:, :, None]).sum(axis=1),
+            "words": lambda: (table[tokens.words] * tokens.word_weights[:, :, None]).sum(axis=1),
+        }
+        groups = [hashed[name]() for name in self.settings.groups]
+        start = 0
+        for number, (name, length) in enumerate(self.settings.vector_lengths.items()):
+            vectors = _blocks(tokens.vectors[:, start : start + length]) @ weights[f"vector:{name}"]
+            projected = vectors.reshape(-1, vectors.shape[2])[: len(tokens.ids)] + weights[f"vector:{name}_bias"]
+            groups.append(projected * tokens.given[:, number : number + 1])
+            start += length
+        return groups
 
     def item_vectors(self, items: Sequence[Item]) -> Float32Array:
         """v(a) of each item; float32[n, d]. Its bits do not depend on the other items."""
-        x = _blocks(self.item_inputs(items))
+        return self.vectors_of(self.item_inputs(items))
+
+    def vectors_of(self, inputs: Float32Array) -> Float32Array:
+        """v(a) from x(a); float32[n, d]. Its bits do not depend on the other items."""
+        x = _blocks(inputs)
         weights = self.weights
         taste = x @ weights["item_taste"] + weights["item_taste_bias"]
         worth = x @ weights["item_worth"] + weights["item_worth_bias"]
         vectors = np.concatenate([taste, worth, np.ones((*x.shape[:2], 2), np.float32)], axis=2)
-        return vectors.reshape(-1, vectors.shape[2])[: len(items)]
+        return vectors.reshape(-1, vectors.shape[2])[: len(inputs)]
 
     @property
     def recurrent(self) -> bool:
@@ -213,8 +237,8 @@ class ServingModel:
         """u(s) of each state; h float32[n, H] → float32[n, d]."""
         weights, rows = self.weights, self.settings.token_rows
         table = weights["token_table"]
-        known = mean_tokens(table, [trait_tokens(one, rows) for one in traits])
-        known += mean_tokens(table, [context_tokens(one, rows) for one in context])
+        known = summed_tokens(table, [trait_tokens(one, rows) for one in traits])
+        known += summed_tokens(table, [context_tokens(one, rows) for one in context])
         state = np.concatenate([h, known], axis=1)
         taste = state @ weights["user_taste"] + weights["user_taste_bias"]
         ones = np.ones((len(h), self.settings.item_coordinates), np.float32)

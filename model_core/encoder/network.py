@@ -1,6 +1,6 @@
 """The encoder in torch, as the trainer learns it; `serving` has the equations and the same in numpy."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -11,21 +11,26 @@ from torch.nn import functional
 
 from model_core.config import EncoderSettings
 from model_core.encoder import states as encoders
+from model_core.encoder.fusion import fuse
 from model_core.serving import initial_weights
 
 __all__ = ["ItemBatch", "Network"]
 
 
 class ItemBatch(NamedTuple):
-    """Rows of n items in the hashed tables, as tensors of the fields of `features.tokens.ItemTokens`."""
+    """Raw features of n items, as tensors of the fields of `features.tokens.ItemTokens`."""
 
     ids: Tensor
-    tokens: Tensor
-    weights: Tensor
+    facts: Tensor
+    fact_weights: Tensor
+    words: Tensor
+    word_weights: Tensor
+    vectors: Tensor
+    given: Tensor
 
     def select(self, rows: Tensor) -> "ItemBatch":
         """The batch of these rows."""
-        return ItemBatch(self.ids[rows], self.tokens[rows], self.weights[rows])
+        return ItemBatch(*(part[rows] for part in self))
 
 
 class Network(nn.Module):
@@ -46,8 +51,25 @@ class Network(nn.Module):
 
     def item_inputs(self, items: ItemBatch) -> Tensor:
         """x(a); float32[n, E]."""
-        ids = functional.embedding_bag(items.ids, self.tables["id_table"], mode="sum")
-        return ids + self._summed(items.tokens, items.weights)
+        hashed: dict[str, Callable[[], Tensor]] = {
+            "id": lambda: functional.embedding_bag(items.ids, self.tables["id_table"], mode="sum"),
+            "facts": lambda: self._summed(items.facts, items.fact_weights),
+            "words": lambda: self._summed(items.words, items.word_weights),
+        }
+        there = {
+            "id": torch.ones_like(items.fact_weights[:, 0]),
+            "facts": (items.fact_weights[:, 0] > 0).float(),
+            "words": (items.word_weights[:, 0] > 0).float(),
+        }
+        names = self.settings.groups
+        lengths = self.settings.vector_lengths
+        vectors = torch.split(items.vectors, list(lengths.values()), dim=1)
+        groups = [hashed[name]() for name in names] + [
+            (vector @ self.tables[f"vector:{name}"] + self.tables[f"vector:{name}_bias"]) * given[:, None]
+            for name, vector, given in zip(lengths, vectors, items.given.unbind(dim=1), strict=True)
+        ]
+        present = torch.cat([*(there[name][:, None] for name in names), items.given], dim=1)
+        return fuse(self.settings, dict(self.tables.items()), groups, present)
 
     def item_vectors(self, x: Tensor) -> Tensor:
         """v(a) from x(a); float32[n, d]."""

@@ -78,12 +78,12 @@ def test_user_vectors_are_the_same(encoder: EncoderSettings) -> None:
     h = rng.normal(size=(3, encoder.hidden)).astype(np.float32)
     traits: list[dict[str, Any]] = [{}, {"age": "25"}, {"age": "30", "sex": "f", "n": 3}]
     context: list[dict[str, Any]] = [{"device": "tv"}, {}, {"device": "phone", "hour": 7}]
-    tokens, weights = np.zeros((3, 6), np.int64), np.zeros((3, 6), np.float32)
+    tokens, weights = np.zeros((3, 8), np.int64), np.zeros((3, 8), np.float32)
     for user in range(3):
-        ours = trait_tokens(traits[user], encoder.token_rows)
-        theirs = context_tokens(context[user], encoder.token_rows)
+        ours, our_weights = trait_tokens(traits[user], encoder.token_rows)
+        theirs, their_weights = context_tokens(context[user], encoder.token_rows)
         tokens[user, : len(ours + theirs)] = ours + theirs
-        weights[user, : len(ours + theirs)] = [1 / len(part) for part in (ours, theirs) for _ in part]
+        weights[user, : len(ours + theirs)] = our_weights + their_weights
     with torch.no_grad():
         known = network.known(torch.from_numpy(tokens), torch.from_numpy(weights))
         expected = network.user_vectors(torch.from_numpy(h), known).numpy()

@@ -1,7 +1,7 @@
 """Every kind of encoder, in torch, in numpy and in the engine."""
 
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,14 @@ LENGTHS = np.array([0, 1, 3, 20, 15, 16])
 
 
 def encoder(kind: EncoderKind, **more: int) -> EncoderSettings:
-    shapes = {"hidden": 16, "embedding": 8, "dimension": 16, "id_rows": 64, "token_rows": 64, "window": 5} | more
+    shapes: dict[str, Any] = {
+        "hidden": 16,
+        "embedding": 8,
+        "dimension": 16,
+        "id_rows": 64,
+        "token_rows": 64,
+        "window": 5,
+    } | more
     return EncoderSettings(kind=kind, **shapes)
 
 
