@@ -17,7 +17,15 @@ from typing import Any, Final, Literal, get_args, get_origin
 
 import msgspec
 
-from model_core.config import EncoderSettings, HeadSettings, JoinSettings, LearnerSettings, PolicySettings
+from model_core.config import (
+    EncoderSettings,
+    EvaluationSettings,
+    HeadSettings,
+    JoinSettings,
+    LearnerSettings,
+    PolicySettings,
+    StrategySettings,
+)
 from model_core.engine import EngineSettings
 from model_core.errors import SettingsError
 from streams.settings import SecuritySettings, StreamSettings
@@ -68,14 +76,18 @@ class Settings:
     join: JoinSettings = field(default_factory=JoinSettings)
     head: HeadSettings = field(default_factory=HeadSettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
+    strategies: StrategySettings = field(default_factory=StrategySettings)
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
     learner: LearnerSettings = field(default_factory=LearnerSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
     @property
     def engine(self) -> EngineSettings:
         """What shapes the engine's results."""
-        return EngineSettings(join=self.join, head=self.head, policy=self.policy, encoder=self.encoder)
+        return EngineSettings(
+            join=self.join, head=self.head, policy=self.policy, encoder=self.encoder, strategies=self.strategies
+        )
 
     def configuration(self) -> str:
         """Hash of all settings that shape the engine's results, for `steps` records."""
@@ -136,6 +148,7 @@ def load(
         if group.name != "streams":
             getattr(settings, group.name).check()
     settings.streams.check()
+    settings.strategies.check_with(settings.policy)
     return Loaded(settings, sources)
 
 
@@ -207,11 +220,24 @@ def _converted(name: str, value: Any, hint: Any, source: str) -> Any:
             return tuple(part.strip() for part in value.split(",") if part.strip())
         if isinstance(value, str) and _is_mapping(hint):
             value = json.loads(value)
+        _check_tables(name, value, hint)
         return msgspec.convert(value, hint, strict=not isinstance(value, str), dec_hook=_path)
     except (msgspec.ValidationError, json.JSONDecodeError) as error:
         shown = "***" if name in _SECRETS else repr(value)
         choices = f"; expected one of {', '.join(map(str, get_args(hint)))}" if get_origin(hint) is Literal else ""
         raise SettingsError(f"{name} = {shown} ({source}): {error}{choices}") from error
+
+
+def _check_tables(name: str, value: Any, hint: Any) -> None:
+    """Refuse keys that no table of a mapping has, which the conversion passes over."""
+    kind = get_args(hint)[-1] if _is_mapping(hint) else None
+    if not dataclasses.is_dataclass(kind) or not isinstance(value, Mapping):
+        return
+    known = {one.name for one in dataclasses.fields(kind)}
+    for table, keys in value.items():
+        unknown = sorted(set(keys) - known) if isinstance(keys, Mapping) else []
+        if unknown:
+            raise SettingsError(f"{name}.{table}.{unknown[0]} is no setting; expected {', '.join(sorted(known))}")
 
 
 def _is_mapping(hint: Any) -> bool:

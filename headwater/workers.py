@@ -29,4 +29,11 @@ def train(settings: Settings) -> int:
     """Run the trainer; its exit code."""
     from streams.trainer import run_trainer  # noqa: PLC0415 - the personalize role needs none of it
 
-    return run_trainer(settings.streams, settings.learner, settings.encoder, settings.trainer)
+    return run_trainer(
+        settings.streams,
+        settings.learner,
+        settings.encoder,
+        settings.trainer,
+        strategies=settings.strategies,
+        evaluation=settings.evaluation,
+    )

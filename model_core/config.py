@@ -5,7 +5,8 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from math import isfinite
 from typing import Final, Literal, get_args, get_type_hints
 
 from model_core.errors import SettingsError
@@ -15,12 +16,15 @@ __all__ = [
     "Algorithm",
     "EncoderKind",
     "EncoderSettings",
+    "EvaluationSettings",
     "Fusion",
     "HeadSettings",
     "JoinSettings",
     "LearnerSettings",
     "PolicySettings",
     "PretrainingSettings",
+    "Strategy",
+    "StrategySettings",
 ]
 
 _MINUTE_MS = 60_000
@@ -176,6 +180,114 @@ class PolicySettings:
             "policy.exploration",
             self.exploration,
             "thompson, ucb or greedy",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strategy:
+    """One way to choose slates: what it does otherwise than `policy` says; None for as `policy` says.
+
+    Attributes:
+        exploration: `thompson`, `ucb` or `greedy`.
+        particles: posterior draws of particle Thompson sampling.
+        thompson_scale: standard deviations of a draw.
+        ucb_width: standard deviations added to the mean.
+        temperature: of the Plackett-Luce choice, in units of score.
+        epsilon: weight of the uniform component.
+    """
+
+    exploration: Literal["thompson", "ucb", "greedy"] | None = None
+    particles: int | None = None
+    thompson_scale: float | None = None
+    ucb_width: float | None = None
+    temperature: float | None = None
+    epsilon: float | None = None
+
+    def applied(self, policy: PolicySettings) -> PolicySettings:
+        """The policy's settings with this strategy's in their place."""
+        own = {one.name: getattr(self, one.name) for one in fields(self)}
+        return replace(policy, **{name: value for name, value in own.items() if value is not None})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StrategySettings:
+    """The bandit over strategies, which share the traffic by what they bring.
+
+    Attributes:
+        arms: strategies by name, such as `[strategies.arms.warm]` with `temperature = 0.1`; none for the policy alone.
+        epoch_ms: event time for which a user keeps a strategy.
+        floor: share of the traffic that every strategy keeps, so that a change is seen.
+        discount: of what an epoch brings after `discount_unit_ms`, from the user's first impression in it on.
+        discount_unit_ms: the return of an epoch is Σ discount^(time since its first impression / this) reward.
+        memory: weight of an epoch relative to the one after it: the old counts less, so that a change is followed.
+        return_range: returns of an epoch are cut to this; intervals need bounds.
+        confidence: of the intervals, at any time.
+        transitions: latest ones that the shares are computed from.
+    """
+
+    arms: Mapping[str, Strategy] = field(default_factory=dict)
+    epoch_ms: int = 24 * 60 * _MINUTE_MS
+    floor: float = 0.05
+    discount: float = 0.95
+    discount_unit_ms: int = 30 * _MINUTE_MS
+    memory: float = 0.9
+    return_range: tuple[float, float] = (0.0, 10.0)
+    confidence: float = 0.95
+    transitions: int = 50_000
+
+    def check(self) -> None:
+        """Raise `SettingsError` where a value is out of range."""
+        _expect(len(self.arms) != 1, "strategies.arms", list(self.arms), "none, or two or more")
+        _expect("" not in self.arms, "strategies.arms", list(self.arms), "names")
+        _expect(self.epoch_ms >= 1, "strategies.epoch_ms", self.epoch_ms, "1 or more")
+        largest = 1 / max(len(self.arms), 1)
+        _expect(0 < self.floor <= largest, "strategies.floor", self.floor, f"more than 0, at most {largest:.3g}")
+        _expect(0 < self.discount <= 1, "strategies.discount", self.discount, "more than 0, at most 1")
+        _expect(self.discount_unit_ms >= 1, "strategies.discount_unit_ms", self.discount_unit_ms, "1 or more")
+        _expect(0 < self.memory <= 1, "strategies.memory", self.memory, "more than 0, at most 1")
+        least, most = self.return_range
+        _expect(least < most and isfinite(most - least), "strategies.return_range", self.return_range, "finite, rising")
+        _expect(0 < self.confidence < 1, "strategies.confidence", self.confidence, "between 0 and 1")
+        _expect(self.transitions >= 1, "strategies.transitions", self.transitions, "1 or more")
+
+    def check_with(self, policy: PolicySettings) -> None:
+        """Raise `SettingsError` where an arm makes no policy."""
+        for name, arm in self.arms.items():
+            try:
+                arm.applied(policy).check()
+            except SettingsError as error:
+                raise SettingsError(f"strategies.arms.{name}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationSettings:
+    """Off-policy evaluation: what is evaluated, and when support is too thin to speak of a value.
+
+    The thresholds are judgement, set so that what they refuse is plainly broken.
+
+    Attributes:
+        transitions: latest ones that an evaluation rests on; 0 for no evaluations.
+        least_users: a normal interval over fewer users is too narrow.
+        least_effective_size: in records or slates.
+        largest_share: of the sum of all weights that one weight may have.
+        mean_weight_tolerance: a mean weight is refused outside 1 / (1 + this) to 1 + this. It is 1 in expectation where
+            the log covers the policy and its propensities are true.
+    """
+
+    transitions: int = 20_000
+    least_users: int = 30
+    least_effective_size: float = 100.0
+    largest_share: float = 0.1
+    mean_weight_tolerance: float = 0.25
+
+    def check(self) -> None:
+        """Raise `SettingsError` where a value is out of range."""
+        _expect(self.transitions >= 0, "evaluation.transitions", self.transitions, "0 or more")
+        _expect(self.least_users >= 2, "evaluation.least_users", self.least_users, "2 or more")  # noqa: PLR2004
+        _expect(self.least_effective_size >= 0, "evaluation.least_effective_size", self.least_effective_size, ">= 0")
+        _expect(0 < self.largest_share <= 1, "evaluation.largest_share", self.largest_share, "more than 0, at most 1")
+        _expect(
+            self.mean_weight_tolerance > 0, "evaluation.mean_weight_tolerance", self.mean_weight_tolerance, "above 0"
         )
 
 

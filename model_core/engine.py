@@ -21,12 +21,13 @@ import numpy as np
 from model_core import intake, policy, random, records
 from model_core.bandit import head
 from model_core.candidates import Catalogue, Embedded
-from model_core.config import EncoderSettings, HeadSettings, JoinSettings, PolicySettings
+from model_core.config import EncoderSettings, HeadSettings, JoinSettings, PolicySettings, StrategySettings
 from model_core.intake import Intake, Output, SourceRecord
 from model_core.join import Clock
 from model_core.online import Learned, learn
 from model_core.records import DEFAULT_USER, Cause, Recommendation
 from model_core.serving import ServingModel
+from model_core.strategy.arms import arms, assigned
 from model_core.user_state import Decision
 from model_core.work import Due, Work
 
@@ -41,12 +42,15 @@ class EngineSettings:
     head: HeadSettings = field(default_factory=HeadSettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    strategies: StrategySettings = field(default_factory=StrategySettings)
 
     def check(self) -> None:
         """Raise `SettingsError` where a value is out of range."""
         self.join.check()
         self.head.check()
         self.policy.check()
+        self.strategies.check()
+        self.strategies.check_with(self.policy)
 
 
 class Effects(NamedTuple):
@@ -91,6 +95,7 @@ class Engine:
     @model.setter
     def model(self, model: ServingModel) -> None:
         self._embedded = Embedded(self.catalogue, model, self.settings.policy)
+        self._arms = arms(self.settings.policy, self.settings.strategies, model.strategies)
         self._model = model
 
     def intake(
@@ -176,8 +181,10 @@ class Engine:
         places = [place for place, work in enumerate(works) if work.cause is not None]
         if not places:
             return
+        epochs = [works[place].cause_ms // self.settings.strategies.epoch_ms for place in places]
+        own = assigned(self.seed, [works[place].key for place in places], epochs, self._arms).tolist()
         chosen = policy.choose(
-            [self._asked(works[place]) for place in places],
+            [self._asked(works[place], *served) for place, *served in zip(places, own, epochs, strict=True)],
             head.Posterior(learned.posterior.precision[places], learned.posterior.information[places]),
             self._model.user_vectors(
                 learned.hidden[places],
@@ -186,17 +193,20 @@ class Engine:
             ),
             embedded=self._embedded,
             settings=self.settings.policy,
+            among=self._arms,
         )
         for place, choice in zip(places, chosen, strict=True):
             self._publish(works[place], choice, clock)
             counters["recommended"] += 1
 
-    def _asked(self, work: Work) -> policy.Asked:
+    def _asked(self, work: Work, arm: int, epoch: int) -> policy.Asked:
         rows = [self.catalogue.row_of_key(key) for key in np.frombuffer(work.state.seen, np.uint64).tolist()]
         return policy.Asked(
             key=self._key(work),
             last_items=work.last_items(policy.LAST_ITEMS),
             seen=np.array([row for row in rows if row >= 0], np.int64),
+            arm=arm,
+            epoch=epoch,
         )
 
     def _key(self, work: Work) -> int:
@@ -228,5 +238,6 @@ class Engine:
                 settings.name,
                 self._model.version,
                 choice.candidates,
+                choice.served,
             )
         )

@@ -27,12 +27,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from model_core.bandit.head import Prior
-from model_core.config import EncoderSettings, LearnerSettings
+from model_core.config import EncoderSettings, EvaluationSettings, LearnerSettings, StrategySettings
 from model_core.encoder.network import ItemBatch, Network
 from model_core.errors import SettingsError
 from model_core.features.tokens import context_tokens, item_tokens, trait_tokens
 from model_core.meta import empirical_bayes
-from model_core.records import Item, Transition
+from model_core.records import Evaluation, Item, Transition
 from model_core.replay_buffer import ReplayBuffer, Rows
 from model_core.rl import algorithms
 from model_core.rl.following import Following, ShownNext
@@ -40,6 +40,7 @@ from model_core.rl.policy_gradient import PolicyGradient, SlatePolicy, Slates, S
 from model_core.rl.q_learning import QLearning
 from model_core.rl.targets import consumed_credit, td_targets
 from model_core.serving import MAX_POSITIONS, ServingModel
+from model_core.strategy.log import StrategyLog
 
 __all__ = ["Learner", "resolve_device"]
 
@@ -113,13 +114,24 @@ class Learner:
         encoder: shapes of the network.
         device: `auto`, `cpu` or `cuda`.
         seed: of weights and sampling.
+        strategies: settings of the strategies that share the traffic.
+        evaluation: settings of the off-policy evaluations.
 
     Attributes:
         version: of the last published model.
         device: in use.
     """
 
-    def __init__(self, settings: LearnerSettings, encoder: EncoderSettings, *, device: str, seed: int) -> None:
+    def __init__(
+        self,
+        settings: LearnerSettings,
+        encoder: EncoderSettings,
+        *,
+        device: str,
+        seed: int,
+        strategies: StrategySettings | None = None,
+        evaluation: EvaluationSettings | None = None,
+    ) -> None:
         settings.check()
         encoder.check()
         self.settings = settings
@@ -142,6 +154,7 @@ class Learner:
         self._offered_rows: npt.NDArray[np.int64] = np.zeros(0, np.int64)
         self._shown: dict[str, tuple[float, float]] = {}
         self._examination = np.ones(MAX_POSITIONS, np.float32)
+        self._log = StrategyLog(strategies or StrategySettings(), evaluation or EvaluationSettings())
         self._algorithm = algorithms.make(settings)
         self._buffer = ReplayBuffer(
             settings.buffer_size,
@@ -179,6 +192,7 @@ class Learner:
 
     def add(self, transition: Transition) -> None:
         """Put a transition into the buffer; a higher revision replaces a lower one."""
+        self._log.add(transition)
         before = self._buffer.row_of(transition.user_id, transition.transition_id)
         old = None if before is None else self._buffer.columns["slate_reward"][before].copy()
         if self._buffer.add(transition) is None:
@@ -195,6 +209,7 @@ class Learner:
 
     def erase(self, user_id: str) -> None:
         """Drop a user's transitions."""
+        self._log.erase(user_id)
         self._buffer.erase(user_id)
 
     def train(self, steps: int) -> dict[str, float]:
@@ -543,6 +558,10 @@ class Learner:
         metrics = self._held_out()
         metrics["noise_variance"] = prior.noise_variance
         metrics["prior_trace"] = float(np.trace(np.linalg.inv(prior.precision)))
+        standings = self._log.standings()
+        for name, one in standings.items():
+            told = {"share": one.share, "value": one.value, **one.interval._asdict(), "users": one.users}
+            metrics |= {f"strategy.{name}.{key}": float(value) for key, value in told.items()}
         return ServingModel(
             name="headwater",
             version=self.version,
@@ -554,9 +573,14 @@ class Learner:
             examination=self._examination.copy(),
             popularity=dict(self._shown),
             neighbours=self._neighbours(),
+            strategies={name: one.share for name, one in standings.items()},
             metrics=metrics,
             trained_transitions=self.trained_transitions,
         )
+
+    def evaluations(self) -> list[Evaluation]:
+        """What policies are worth by the latest transitions."""
+        return self._log.evaluations()
 
     def _prior(self) -> Prior:
         """Empirical Bayes over the users of the latest transitions.
@@ -648,6 +672,7 @@ class Learner:
                     for name, part in parts.items()
                 },
                 **{f"buffer.{name}": column for name, column in self._buffer.state().items()},
+                **{f"strategies.{name}": column for name, column in self._log.state().items()},
                 "examination": self._examination,
                 "words": np.frombuffer(msgspec.json.encode(words), np.uint8),
             }
@@ -679,6 +704,12 @@ class Learner:
         self._buffer.restore(
             {name.removeprefix("buffer."): part for name, part in arrays.items() if name.startswith("buffer.")}
         )
+
+        strategies = {
+            name.removeprefix("strategies."): part for name, part in arrays.items() if name.startswith("strategies.")
+        }
+        if strategies:  # a checkpoint of an earlier release has none
+            self._log.restore(strategies)
 
     def _restore_optimizer(self, parts: Mapping[str, Tensor]) -> None:
         state: dict[int, dict[str, Tensor]] = {}

@@ -71,6 +71,7 @@ def _tensors(model: ServingModel) -> dict[str, npt.NDArray[np.generic]]:
         "popularity.counts": np.array(list(model.popularity.values()), np.float32).reshape(-1, 2),
         "neighbours": _text(model.neighbours),
         "constants": np.frombuffer(msgspec.json.encode(constants), np.uint8),
+        **({"strategies": _text(model.strategies)} if model.strategies else {}),
     }
 
 
@@ -94,6 +95,7 @@ def unpack(manifest: ModelManifest, parts: Sequence[bytes]) -> ServingModel:
         constants.encoder.check()
         popular = msgspec.json.decode(tensors["popularity.ids"].tobytes(), type=list[str])
         neighbours = msgspec.json.decode(tensors["neighbours"].tobytes(), type=dict[str, list[str]])
+        strategies = _shares(tensors)
     except (KeyError, msgspec.DecodeError, UnicodeDecodeError, SettingsError) as error:
         raise ModelError(f"model {manifest.version} does not describe itself: {error}; {_KEEP}") from error
     size = constants.encoder.dimension
@@ -124,9 +126,20 @@ def unpack(manifest: ModelManifest, parts: Sequence[bytes]) -> ServingModel:
         examination=tensors["examination"].astype(np.float32),
         popularity=dict(zip(popular, map(tuple, tensors["popularity.counts"].tolist()), strict=True)),
         neighbours=neighbours,
+        strategies=strategies,
         metrics=manifest.metrics,
         trained_transitions=manifest.trained_transitions,
     )
+
+
+def _shares(tensors: dict[str, npt.NDArray[np.generic]]) -> dict[str, float]:
+    """Shares of the strategies; none in a model that was trained for one policy."""
+    if "strategies" not in tensors:
+        return {}
+    shares = msgspec.json.decode(tensors["strategies"].tobytes(), type=dict[str, float])
+    if not all(0 <= share <= 1 for share in shares.values()):
+        raise msgspec.ValidationError(f"shares of strategies {shares} have to lie in [0, 1]")
+    return shares
 
 
 def _verified(manifest: ModelManifest, blob: bytes) -> dict[str, npt.NDArray[np.generic]]:

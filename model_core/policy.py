@@ -2,6 +2,7 @@
 
 The policy is a mixture of Plackett-Luce components: one for each posterior draw (particle Thompson sampling), or one
 for upper confidence bounds or the posterior mean, and a uniform one of weight epsilon. `bandit.slate` has the maths.
+Where several strategies share the traffic, the components of all of them are one mixture (`strategy.arms`).
 The rules act on the candidates, before the policy, so that the stated propensities are exact.
 """
 
@@ -15,9 +16,10 @@ import xxhash
 from model_core import random
 from model_core.bandit import head, slate
 from model_core.candidates import SOURCES, Candidates, Embedded
-from model_core.config import PolicySettings
+from model_core.config import PolicySettings, StrategySettings
 from model_core.records import Candidates as CandidateSample
-from model_core.records import RecommendedItem
+from model_core.records import RecommendedItem, Served
+from model_core.strategy.arms import ALONE, Arm, arms, mixture, served, turn
 
 __all__ = ["LAST_ITEMS", "Asked", "Chosen", "choose"]
 
@@ -27,6 +29,8 @@ IntArray = npt.NDArray[np.int64]
 
 _PICK, _DRAW, _NOISE, _TURN, _SAMPLE = range(5)
 """Streams of the counter-based generator: one for each use, so that no two uses share a draw."""
+
+_NO_STRATEGIES: Final = StrategySettings()
 
 LAST_ITEMS: Final = 5
 """How many of a user's latest items bring their co-clicked neighbours."""
@@ -39,18 +43,23 @@ class Asked(NamedTuple):
         key: of the random generator, from the seed and the cause.
         last_items: latest clicked items, latest first.
         seen: int64 rows that the rules keep out.
+        arm: place of the user's strategy.
+        epoch: for which the user has it.
     """
 
     key: int
     last_items: Sequence[str]
     seen: IntArray
+    arm: int = ALONE
+    epoch: int = 0
 
 
 class Chosen(NamedTuple):
-    """A slate and what it was chosen from."""
+    """A slate, what it was chosen from, and by which of several strategies."""
 
     slate: list[RecommendedItem]
     candidates: CandidateSample
+    served: Served | None = None
 
 
 def choose(
@@ -60,6 +69,7 @@ def choose(
     *,
     embedded: Embedded,
     settings: PolicySettings,
+    among: Sequence[Arm] = (),
 ) -> list[Chosen]:
     """Choose a slate for each of B users.
 
@@ -69,7 +79,9 @@ def choose(
         user_vectors: float32[B, d], u(s).
         embedded: the catalogue under the model that scores.
         settings: of the policy.
+        among: the strategies that share the traffic; none for the policy alone.
     """
+    among = among or arms(settings, _NO_STRATEGIES, {})
     if not embedded.available.any():
         return [Chosen([], CandidateSample()) for _ in asked]
     keys = np.array([one.key for one in asked], np.uint64)
@@ -85,19 +97,23 @@ def choose(
     rows = np.maximum(pool.rows, 0)
     means = np.take_along_axis(mean_scores, rows, 1).astype(np.float64)
     offered = _offered(pool, means, embedded, settings)
-    scores = _component_scores(keys, moments, user_vectors, embedded.vectors[rows], means, settings)
-    log_weights, logits = slate.components(scores, settings.temperature, settings.epsilon)
+    vectors = embedded.vectors[rows]
+    scores = [_component_scores(keys, moments, user_vectors, vectors, means, arm.settings) for arm in among]
+    mixed = mixture(among, scores)
+    own = np.array([one.arm for one in asked], np.int64)
     slates = slate.sample(
-        log_weights,
-        logits,
+        mixed.log_weights,
+        mixed.logits,
         offered,
         settings.slate_size,
-        random.uniform(keys, _PICK, 1)[:, 0],
+        turn(among, own, random.uniform(keys, _PICK, 1)[:, 0]),
         random.gumbel(keys, _NOISE, offered.shape[1]),
     )
+    strategies = served(among, own, [one.epoch for one in asked], mixed, offered, slates.index)
     sample_order = random.uniform(keys, _SAMPLE, offered.shape[1])
-    writer = _Writer(embedded, settings, pool, offered, means, mean_weights, slates, sample_order)
-    return [Chosen(writer.slate(user), writer.sample(user)) for user in range(len(asked))]
+    names = [among[one.arm].name for one in asked]
+    writer = _Writer(embedded, settings, pool, offered, means, mean_weights, slates, sample_order, names)
+    return [Chosen(writer.slate(user), writer.sample(user), strategies[user]) for user in range(len(asked))]
 
 
 def _offered(pool: Candidates, means: FloatArray, embedded: Embedded, settings: PolicySettings) -> BoolArray:
@@ -157,11 +173,13 @@ class _Writer:
         mean_weights: FloatArray,
         slates: slate.Slates,
         sample_order: FloatArray,
+        strategies: Sequence[str],
     ) -> None:
         column = np.maximum(slates.index, 0)
         rows = np.take_along_axis(pool.rows, column, 1)
         self._embedded = embedded
         self._settings = settings
+        self._strategies = strategies
         self._pool_rows = pool.rows
         self._offered = offered
         self._size = (slates.index >= 0).sum(axis=1).tolist()
@@ -189,7 +207,7 @@ class _Writer:
                 position=place + 1,
                 score=self._scores[user][place],
                 propensity=self._propensity[user][place],
-                strategy=self._settings.exploration,
+                strategy=self._strategies[user],
                 reasons=self._reasons(user, place),
             )
             for place in range(self._size[user])

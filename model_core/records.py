@@ -31,6 +31,7 @@ __all__ = [
     "NextState",
     "Recommendation",
     "RecommendedItem",
+    "Served",
     "SessionEnd",
     "SlateItem",
     "Source",
@@ -230,6 +231,20 @@ class Candidates(Struct, frozen=True, kw_only=True, omit_defaults=True):
     hash: str = ""
 
 
+class Served(Struct, frozen=True, kw_only=True):
+    """Which of several strategies served, and what each of them would have done.
+
+    Attributes:
+        strategy: that the user had in this epoch.
+        epoch: number of the epoch, its event time over the epoch's length.
+        propensities: by strategy, the conditional probability of each shown item under that strategy alone.
+    """
+
+    strategy: str
+    epoch: int
+    propensities: dict[str, list[float]]
+
+
 class Cause(Struct, frozen=True, kw_only=True):
     """The last record that was applied to the user before the slate was made.
 
@@ -369,6 +384,7 @@ class Transition(Struct, frozen=True, kw_only=True, omit_defaults=True):
         truncated: nothing followed within the session gap.
         policy: logging policy.
         model_version: of the logging policy.
+        served: of the decision this impression showed, where several strategies share the traffic.
         extra: the impression's unknown fields.
     """
 
@@ -389,6 +405,7 @@ class Transition(Struct, frozen=True, kw_only=True, omit_defaults=True):
     truncated: bool
     policy: str | None
     model_version: int | None
+    served: Served | None = None
     extra: dict[str, Any] = field(default_factory=dict, name=_EXTRA)
 
 
@@ -502,7 +519,7 @@ class Evaluation(Struct, frozen=True, kw_only=True):
     Attributes:
         policy: the evaluation policy.
         estimator: name of the estimator.
-        value: estimated reward of a slate, in reward units.
+        value: estimated reward of a slate, in reward units; null where the log allows no estimate at all.
         low: lower end of its 95 % interval.
         high: upper end of its 95 % interval.
         effective_sample_size: (sum of weights)² / sum of squared weights, in slates.
@@ -513,9 +530,9 @@ class Evaluation(Struct, frozen=True, kw_only=True):
 
     policy: str
     estimator: str
-    value: float
-    low: float
-    high: float
+    value: float | None
+    low: float | None
+    high: float | None
     effective_sample_size: float
     mean_weight: float
     largest_weight: float

@@ -98,6 +98,7 @@ class ServingModel:
         examination: float32[MAX_POSITIONS], how much a place is looked at, relative to the first.
         popularity: decayed impressions and summed reward, by item id.
         neighbours: co-clicked items, best first, by item id.
+        strategies: share of the traffic by strategy; what is not in it begins with an equal one.
     """
 
     name: str
@@ -110,6 +111,7 @@ class ServingModel:
     examination: Float32Array = field(default_factory=lambda: np.ones(MAX_POSITIONS, np.float32))
     popularity: dict[str, tuple[float, float]] = field(default_factory=dict)
     neighbours: dict[str, list[str]] = field(default_factory=dict)
+    strategies: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     trained_transitions: int = 0
 

@@ -16,7 +16,7 @@ from msgspec import Struct, field
 
 from model_core.errors import StateError
 from model_core.join import JoinState
-from model_core.records import Candidates
+from model_core.records import Candidates, Served
 
 __all__ = ["RING_EVENT", "VERSION", "Decision", "UserState", "decode", "encode", "item_key", "item_keys"]
 
@@ -49,6 +49,7 @@ class Decision(Struct, array_like=True, frozen=True):
         policy: that chose it.
         model_version: that scored it.
         candidates: a sample, kept for the newest decision alone.
+        served: where several strategies share the traffic.
     """
 
     decision_id: str
@@ -57,6 +58,7 @@ class Decision(Struct, array_like=True, frozen=True):
     policy: str
     model_version: int
     candidates: Candidates | None = None
+    served: Served | None = None
 
 
 class UserState(Struct, array_like=True):

@@ -12,7 +12,7 @@ from model_core.errors import InvariantError
 from model_core.intake import Event, Output, Role, dead_letter
 from model_core.join import Clock, OpenImpression, Origin
 from model_core.online import Advance, Anchor, Next, Observe, Operation
-from model_core.records import Cause, Click, Erased, Impression, SessionEnd, User
+from model_core.records import Cause, Click, Erased, Impression, Served, SessionEnd, User
 from model_core.user_state import Decision, UserState
 
 __all__ = ["Due", "Work"]
@@ -172,6 +172,7 @@ class Work:
         if in_order and impression.item_ids == decision.item_ids[:places]:
             self._counters["decision-echoed"] += 1
             impression.propensities = list(decision.propensities[:places])
+            impression.served = _prefix(decision.served, places)
         else:
             self._counters["decision-changed"] += 1
             impression.propensities = [None] * places
@@ -212,6 +213,14 @@ class Work:
             after = Next(outcome.next, transition.elapsed_ms, transition.terminated)
             rewards = [shown.reward for shown in transition.slate]
             self.operations.append(Observe(outcome.impression, list(range(len(rewards))), rewards, after))
+
+
+def _prefix(served: Served | None, places: int) -> Served | None:
+    """What is served where only the first places of a slate are shown."""
+    if served is None:
+        return None
+    kept = {name: each[:places] for name, each in served.propensities.items()}
+    return msgspec.structs.replace(served, propensities=kept)
 
 
 def _cause(origin: Origin) -> Cause:

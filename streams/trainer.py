@@ -15,7 +15,7 @@ from typing import Any, Final
 import structlog
 from confluent_kafka import KafkaException
 
-from model_core.config import EncoderSettings, LearnerSettings
+from model_core.config import EncoderSettings, EvaluationSettings, LearnerSettings, StrategySettings
 from model_core.errors import HeadwaterError
 from streams.agents.train import ROLE, TrainOwnership, add_agent
 from streams.app import BatchSchema, create_app, serve, wait_for_broker
@@ -48,6 +48,8 @@ def run_trainer(
     *,
     ready: Callable[[WebServer | None], None] | None = None,
     command: Sequence[str] = CHILD,
+    strategies: StrategySettings | None = None,
+    evaluation: EvaluationSettings | None = None,
 ) -> int:
     """Run the trainer in the foreground until SIGTERM or SIGINT.
 
@@ -58,6 +60,8 @@ def run_trainer(
         trainer: of the schedule, the checkpoints and the child process.
         ready: is called once, when transitions are being read.
         command: of the child process.
+        strategies: that share the traffic.
+        evaluation: of policies off-policy.
 
     Returns:
         the process's exit code: 0 ended as told, 1 failed.
@@ -67,7 +71,16 @@ def run_trainer(
     """
     settings.check()
     trainer.check()
-    role = _Trainer(settings, learner, encoder, trainer, ready, command)
+    role = _Trainer(
+        settings,
+        learner,
+        encoder,
+        trainer,
+        ready,
+        command,
+        strategies or StrategySettings(),
+        evaluation or EvaluationSettings(),
+    )
     try:
         return asyncio.run(role.run())
     except BrokerRefusedError:
@@ -88,6 +101,8 @@ class _Trainer:
         trainer: TrainerSettings,
         ready: Callable[[WebServer | None], None] | None,
         command: Sequence[str],
+        strategies: StrategySettings,
+        evaluation: EvaluationSettings,
     ) -> None:
         self._settings = settings
         self._learner = learner
@@ -95,6 +110,8 @@ class _Trainer:
         self._trainer = trainer
         self._ready = ready
         self._command = command
+        self._strategies = strategies
+        self._evaluation = evaluation
         self._metrics = TrainerMetrics()
         self._stop = asyncio.Event()
         self._app: Any = None
@@ -128,6 +145,7 @@ class _Trainer:
         return ModelPublisher(
             confluent_config(settings),
             models_topic=settings.topic("models"),
+            evaluations_topic=settings.topic("evaluations"),
             source_topic=settings.topic("transitions"),
             group=settings.group(ROLE),
             transactional_id=f"{settings.group(ROLE)}-models",
@@ -146,6 +164,8 @@ class _Trainer:
             checkpoint_dir=self._checkpoint_dir(),
             source=f"{source}@{topics[source].id}",
             last_version=await self._last_version(publisher),
+            strategies=self._strategies,
+            evaluation=self._evaluation,
         )
 
     def _checkpoint_dir(self) -> str:

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from msgspec import Struct, field
 
-from model_core.records import Candidates, PropensityKind
+from model_core.records import Candidates, PropensityKind, Served
 
 __all__ = [
     "MAX_CLICK_IDS",
@@ -146,6 +146,7 @@ class OpenImpression(Struct, array_like=True):
         features: the engine's own.
         targets: the engine's own.
         candidates: of the echoed decision; the engine fills them in.
+        served: of the echoed decision; the engine fills it in.
     """
 
     impression_id: str
@@ -167,6 +168,7 @@ class OpenImpression(Struct, array_like=True):
     features: bytes = b""
     targets: bytes = b""
     candidates: Candidates = field(default_factory=Candidates)
+    served: Served | None = None
 
 
 class JoinState(Struct, array_like=True):

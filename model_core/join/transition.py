@@ -89,6 +89,7 @@ def build(state: JoinState, impression: OpenImpression, after: Following, settin
         truncated=after.next is None and not after.terminated,
         policy=impression.policy,
         model_version=impression.model_version,
+        served=impression.served,
         extra=impression.extra,
     )
 

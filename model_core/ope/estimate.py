@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from model_core.config import EvaluationSettings
 from model_core.errors import EvaluationError
 from model_core.ope.log import Floats
 from model_core.records import Evaluation
@@ -25,35 +26,24 @@ _Z: Final = 1.959963984540054
 """The normal distribution's 97.5 % point."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Thresholds:
-    """When support is too thin to speak of a value; judgement, set to be plainly broken or plainly not.
+Thresholds = EvaluationSettings
+"""When support is too thin to speak of a value; an estimator needs nothing else of the settings."""
 
-    Attributes:
-        least_users: a normal interval over fewer users is too narrow.
-        least_effective_size: in records or slates.
-        largest_share: of the sum of all weights that one weight may have.
-        mean_weight_tolerance: a mean weight is refused outside 1 / (1 + this) … 1 + this. It is 1 in expectation where
-            the log covers the policy and its propensities are true.
-    """
 
-    least_users: int = 30
-    least_effective_size: float = 100.0
-    largest_share: float = 0.1
-    mean_weight_tolerance: float = 0.25
-
-    def refusal(self, users: int, effective_size: float, mean: float, largest_share: float) -> str | None:
-        """Why an estimate with this support is refused; None where it is not."""
-        reasons = []
-        if users < self.least_users:
-            reasons.append(f"{users} users, fewer than {self.least_users}")
-        if effective_size < self.least_effective_size:
-            reasons.append(f"effective sample size {effective_size:.3g} is below {self.least_effective_size:g}")
-        if largest_share > self.largest_share:
-            reasons.append(f"one weight is {largest_share:.0%} of their sum, more than {self.largest_share:.0%}")
-        if not 1 / (1 + self.mean_weight_tolerance) <= mean <= 1 + self.mean_weight_tolerance:
-            reasons.append(f"mean weight {mean:.3g} is far from 1")
-        return "; ".join(reasons) or None
+def _refusal(
+    thresholds: Thresholds, users: int, effective_size: float, mean: float, largest_share: float
+) -> str | None:
+    """Why an estimate with this support is refused; None where it is not."""
+    reasons = []
+    if users < thresholds.least_users:
+        reasons.append(f"{users} users, fewer than {thresholds.least_users}")
+    if effective_size < thresholds.least_effective_size:
+        reasons.append(f"effective sample size {effective_size:.3g} is below {thresholds.least_effective_size:g}")
+    if largest_share > thresholds.largest_share:
+        reasons.append(f"one weight is {largest_share:.0%} of their sum, more than {thresholds.largest_share:.0%}")
+    if not 1 / (1 + thresholds.mean_weight_tolerance) <= mean <= 1 + thresholds.mean_weight_tolerance:
+        reasons.append(f"mean weight {mean:.3g} is far from 1")
+    return "; ".join(reasons) or None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +148,7 @@ def estimate(
         records=len(contributions),
         users=count,
         left_out=left_out,
-        refusal=thresholds.refusal(count, size, float(weight.mean()), float(1 / scaled.sum())),
+        refusal=_refusal(thresholds, count, size, float(weight.mean()), float(1 / scaled.sum())),
     )
 
 

@@ -194,12 +194,13 @@ def slate_log(transitions: Sequence[Transition], target: TargetPolicy, kind: Pro
         EvaluationError: there is no settled transition, or `target` gave another number of probabilities than
             there are items.
     """
-    last: dict[str, Transition] = {}
+    last: dict[tuple[str, str], Transition] = {}
     for transition in transitions:
         if transition.settled and transition.slate:
-            before = last.get(transition.transition_id)
+            name = (transition.user_id, transition.transition_id)
+            before = last.get(name)
             if before is None or before.revision < transition.revision:
-                last[transition.transition_id] = transition
+                last[name] = transition
     if not last:
         raise EvaluationError("there is no settled transition with a slate")
     places = max(len(transition.slate) for transition in last.values())

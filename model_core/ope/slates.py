@@ -6,8 +6,11 @@ With the weight w_k = π(a_k | …) / π₀(a_k | …) at place k, and the rewar
            place's reward depends on the items at and above it alone.
     IIPS   mean of ∑_k w_k r_k,  marginal propensities: Li et al., KDD 2018. Unbiased where it depends on the item there
            and the place alone.
+
+`on_policy` is the mean reward of slates that the policy itself showed.
 """
 
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -17,7 +20,7 @@ from model_core.ope.estimate import Estimate, Thresholds, estimate
 from model_core.ope.log import Floats, SlateLog, prefix_weights, weights
 from model_core.records import PropensityKind
 
-__all__ = ["iips", "rips"]
+__all__ = ["iips", "on_policy", "rips"]
 
 _DEFAULT: Final = Thresholds()
 
@@ -49,6 +52,17 @@ def iips(log: SlateLog, thresholds: Thresholds = _DEFAULT) -> Estimate:
     with np.errstate(invalid="ignore"):  # A place without any weight is the widest of all: argmax takes NaN first.
         spread = np.square(scaled).sum(axis=0) / np.square(scaled.sum(axis=0))
     return _estimate("iips", log, weight, weight[:, int(np.argmax(spread))], thresholds)
+
+
+def on_policy(log: SlateLog, thresholds: Thresholds = _DEFAULT) -> Estimate:
+    """The mean of what a policy's own slates brought; propensities count for nothing.
+
+    Raises:
+        EvaluationError: a reward is not finite, or there are fewer than two users.
+    """
+    ones = np.ones_like(log.reward)
+    log = replace(log, propensity=ones, target=ones).known()
+    return _estimate("on_policy", log, ones, ones[:, -1], thresholds)
 
 
 def _of_kind(log: SlateLog, kind: PropensityKind) -> SlateLog:

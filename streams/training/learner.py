@@ -25,5 +25,12 @@ def create(start: Start) -> TrainableLearner:
     """A new learner under these settings, on as many threads as it may use."""
     torch.set_num_threads(start.trainer.threads)
     torch.set_num_interop_threads(1)
-    learner = PackingLearner(start.learner, start.encoder, device=start.trainer.device, seed=start.trainer.seed)
+    learner = PackingLearner(
+        start.learner,
+        start.encoder,
+        device=start.trainer.device,
+        seed=start.trainer.seed,
+        strategies=start.strategies,
+        evaluation=start.evaluation,
+    )
     return cast("TrainableLearner", learner)

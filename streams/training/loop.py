@@ -15,7 +15,7 @@ from typing import Protocol
 import msgspec
 
 from model_core.errors import DecodeError
-from model_core.records import Erased, Item, ModelManifest, Transition, decode, decode_as, encode
+from model_core.records import Erased, Evaluation, Item, ModelManifest, Transition, decode, decode_as, encode
 from streams.failpoints import failpoint
 from streams.training.checkpoint import CheckpointError, CheckpointStore, Header
 from streams.training.messages import (
@@ -71,6 +71,9 @@ class TrainableLearner(Protocol):
 
     def publish(self) -> tuple[ModelManifest, list[bytes]]:
         """Make the next version; changes nothing that training depends on."""
+
+    def evaluations(self) -> list[Evaluation]:
+        """What policies are worth by what was learned from."""
 
     def checkpoint(self) -> bytes:
         """Everything, so that a resumed run equals an undisturbed one."""
@@ -295,6 +298,7 @@ class TrainingLoop:
     def _publish(self) -> None:
         began = self._clock()
         manifest, parts = self._learner.publish()
+        evaluations = {one.policy: encode(one) for one in self._learner.evaluations()}
         self._schedule.published()
         self._published_s = self._clock()
         self._publish_cost_s = self._published_s - began
@@ -305,6 +309,7 @@ class TrainingLoop:
                 manifest=encode(manifest),
                 parts=parts,
                 seconds=self._publish_cost_s,
+                evaluations=evaluations,
             )
         )
 

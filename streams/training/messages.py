@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from model_core.config import EncoderSettings, LearnerSettings
+from model_core.config import EncoderSettings, EvaluationSettings, LearnerSettings, StrategySettings
 from streams.training.settings import TrainerSettings
 
 __all__ = [
@@ -46,6 +46,8 @@ class Start(Struct, tag="start", frozen=True, kw_only=True):
     checkpoint_dir: str
     source: str
     last_version: int = 0
+    strategies: StrategySettings = msgspec.field(default_factory=StrategySettings)
+    evaluation: EvaluationSettings = msgspec.field(default_factory=EvaluationSettings)
 
 
 class Items(Struct, tag="items", frozen=True):
@@ -95,12 +97,13 @@ class Progress(Struct, tag="progress", frozen=True, kw_only=True):
 
 
 class Model(Struct, tag="model", frozen=True, kw_only=True):
-    """A model to publish: the manifest's JSON, and the parts."""
+    """A model to publish: the manifest's JSON, and the parts; with it records of `evaluations`, by policy."""
 
     version: int
     manifest: bytes
     parts: list[bytes]
     seconds: float
+    evaluations: dict[str, bytes] = {}
 
 
 class Checkpointed(Struct, tag="checkpointed", frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Models to their topic, offsets to the group: each in one Kafka transaction, fenced by the transactional id.
+"""Models and evaluations to their topics, offsets to the group: in transactions, fenced by the transactional id.
 
 A model's parts go out under `name/version/part`, then its manifest under `name`, then nulls for the parts of
 old versions; all to one partition and in one transaction, so that a reader (read committed) sees all of it or
@@ -8,6 +8,7 @@ replaced can do neither: the newer one wins, and the older ends with an error th
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -20,6 +21,7 @@ from streams.training.sink import BrokerAway
 __all__ = ["ModelPublisher", "PublicationError", "published_parts"]
 
 _MODELS_PARTITION: Final = 0
+"""The one partition of `models`, and of `evaluations`."""
 _CALL_S: Final = 2.0
 _READ_S: Final = 30.0
 _FENCED: Final = (KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED)  # noqa: SLF001
@@ -36,6 +38,7 @@ class ModelPublisher:
     Args:
         client: librdkafka settings of every client (brokers, security).
         models_topic: where models go.
+        evaluations_topic: where evaluations go.
         source_topic: whose offsets are committed.
         group: of the trainer's consumer.
         transactional_id: of the trainer; a newer trainer with the same id fences the older.
@@ -48,6 +51,7 @@ class ModelPublisher:
         client: Mapping[str, Any],
         *,
         models_topic: str,
+        evaluations_topic: str,
         source_topic: str,
         group: str,
         transactional_id: str,
@@ -56,6 +60,7 @@ class ModelPublisher:
     ) -> None:
         self._client = dict(client)
         self._topic = models_topic
+        self._evaluations = evaluations_topic
         self._source = source_topic
         self._group = group
         self._keep = versions_kept
@@ -85,8 +90,15 @@ class ModelPublisher:
         self._parts = published_parts(self._client, self._topic)
         return max((version for parts in self._parts.values() for version in parts), default=0)
 
-    def publish(self, manifest: ModelManifest, parts: Sequence[bytes]) -> None:
-        """Make a model visible, whole or not at all, and let go of old versions.
+    def publish(
+        self, manifest: ModelManifest, parts: Sequence[bytes], evaluations: Mapping[str, bytes] = MappingProxyType({})
+    ) -> None:
+        """Make a model visible with its evaluations, whole or not at all, and let go of old versions.
+
+        Args:
+            manifest: of the model.
+            parts: of the model.
+            evaluations: records of `evaluations`, by policy.
 
         Raises:
             BrokerAway: no broker answered in time; call again with the same model.
@@ -101,6 +113,8 @@ class ModelPublisher:
                 self._produce(f"{manifest.name}/{manifest.version}/{number}", part)
             failpoint("trainer-parts-sent")
             self._produce(manifest.name, encode(manifest))
+            for policy, evaluation in evaluations.items():
+                self._produce(policy, evaluation, topic=self._evaluations)
             for version, numbers in dropped.items():
                 for number in numbers:
                     self._produce(f"{manifest.name}/{version}/{number}", None)
@@ -132,11 +146,11 @@ class ModelPublisher:
         """Let go of the connections; a transaction in doubt is ended by the broker's time-out."""
         self._member.close()
 
-    def _produce(self, key: str, value: bytes | None) -> None:
+    def _produce(self, key: str, value: bytes | None, *, topic: str | None = None) -> None:
         deadline = time.monotonic() + _CALL_S
         while True:
             try:
-                self._producer.produce(self._topic, value, key, partition=_MODELS_PARTITION)
+                self._producer.produce(topic or self._topic, value, key, partition=_MODELS_PARTITION)
             except BufferError as error:
                 if time.monotonic() > deadline:
                     raise BrokerAway("the producer's queue stays full") from error

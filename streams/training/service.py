@@ -221,7 +221,8 @@ class TrainerService:
 
     async def _publish(self, model: Model) -> None:
         began = self._clock()
-        await self._call(self._sink.publish, decode_as(ModelManifest, model.manifest), model.parts)
+        manifest = decode_as(ModelManifest, model.manifest)
+        await self._call(self._sink.publish, manifest, model.parts, model.evaluations)
         seconds = self._clock() - began
         self._metrics.published(model, seconds)
         log.info(
@@ -229,6 +230,7 @@ class TrainerService:
             model_version=model.version,
             bytes=sum(map(len, model.parts)),
             parts=len(model.parts),
+            evaluations=len(model.evaluations),
             make_seconds=round(model.seconds, 3),
             publish_seconds=round(seconds, 3),
         )

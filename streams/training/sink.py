@@ -19,8 +19,8 @@ class ModelSink(Protocol):
     A call that raised `BrokerAway` is made again, with the same arguments, before any other.
     """
 
-    def publish(self, manifest: ModelManifest, parts: Sequence[bytes]) -> None:
-        """Make a model visible, whole or not at all."""
+    def publish(self, manifest: ModelManifest, parts: Sequence[bytes], evaluations: Mapping[str, bytes]) -> None:
+        """Make a model visible with its records of `evaluations`, by key: whole or not at all."""
 
     def commit(self, offsets: Mapping[int, int]) -> None:
         """Set the group's committed offsets, the next to read of each partition."""

@@ -36,6 +36,7 @@ def test_transitions_become_whole_models_and_a_stop_commits(broker: str, tmp_pat
         models = bench.models(3)
         for manifest, joined in models.values():
             assert hashlib.sha256(joined).hexdigest() == manifest.hash
+        assert bench.evaluations()["fake"].value == 100
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
             assert answer.status == 200
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
@@ -77,5 +78,8 @@ def test_the_real_learner_publishes_a_model_that_can_be_served(broker: str, tmp_
         manifest, joined = bench.models(1)[1]
         model = model_file.unpack(manifest, [joined])
         assert (model.name, model.version) == ("headwater", 1)
+        worth = bench.evaluations()["uniform"]
+        assert worth.value is None
+        assert worth.verdict.startswith("refused: 0 records of 0 users have known propensities")
         trainer.send_signal(signal.SIGTERM)
         assert trainer.wait(10) == 0

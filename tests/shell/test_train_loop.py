@@ -65,6 +65,7 @@ def test_the_weights_do_not_depend_on_how_records_are_cut_into_frames(tmp_path: 
         pieces.feed(records(first, min(120, first + 17)))
     assert whole.learner.weights == pieces.learner.weights
     assert whole.versions() == pieces.versions() == [1, 2, 3]
+    assert whole.last(Model).evaluations.keys() == {"fake"}
 
 
 def test_a_resumed_run_equals_an_undisturbed_one(tmp_path: Path) -> None:

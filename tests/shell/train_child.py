@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import msgspec
 
 from model_core.errors import ModelError
-from model_core.records import Item, ModelManifest, Transition
+from model_core.records import Evaluation, Item, ModelManifest, Transition
 from streams.training.child import main
 from streams.training.messages import Start
 
@@ -73,6 +73,21 @@ class FakeLearner:
             features=self.version,
         )
         return manifest, [part[:10], part[10:]]
+
+    def evaluations(self) -> list[Evaluation]:
+        return [
+            Evaluation(
+                policy="fake",
+                estimator="on_policy",
+                value=float(len(self.users)),
+                low=0.0,
+                high=1.0,
+                effective_sample_size=1.0,
+                mean_weight=1.0,
+                largest_weight=1.0,
+                verdict="supported",
+            )
+        ]
 
     def checkpoint(self) -> bytes:
         return msgspec.msgpack.encode((self.weights, self.users))

@@ -84,12 +84,14 @@ class MemorySink:
 
     def __init__(self, away: int = 0) -> None:
         self.models: list[tuple[ModelManifest, bytes]] = []
+        self.evaluations: dict[str, bytes] = {}
         self.offsets: list[dict[int, int]] = []
         self.away = away
 
-    def publish(self, manifest: ModelManifest, parts: Sequence[bytes]) -> None:
+    def publish(self, manifest: ModelManifest, parts: Sequence[bytes], evaluations: Mapping[str, bytes]) -> None:
         self._answer()
         self.models.append((manifest, b"".join(parts)))
+        self.evaluations |= evaluations
 
     def commit(self, offsets: Mapping[int, int]) -> None:
         self._answer()

@@ -15,7 +15,7 @@ from typing import Any, cast
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from model_core.records import ModelManifest, decode_as
+from model_core.records import Evaluation, ModelManifest, decode_as
 from streams.settings import StreamSettings
 from streams.topics import declare
 from tests.shell.train_helpers import transition
@@ -149,6 +149,32 @@ class Bench:
         finally:
             consumer.close()
         return found
+
+    def evaluations(self) -> dict[str, Evaluation]:
+        """What stands on `evaluations` now, by key, read committed."""
+        consumer = Consumer(
+            {
+                "bootstrap.servers": self.address,
+                "group.id": "test-evaluations",
+                "isolation.level": "read_committed",
+                "auto.offset.reset": "earliest",
+                "enable.auto.commit": False,
+                "enable.partition.eof": True,
+            }
+        )
+        found: dict[str, Evaluation] = {}
+        deadline = time.monotonic() + PATIENCE_S
+        try:
+            consumer.assign([TopicPartition(self.settings.topic("evaluations"), 0, 0)])
+            while time.monotonic() < deadline:
+                message = consumer.poll(0.5)
+                if message is not None and message.error() is None:
+                    found[message.key().decode()] = decode_as(Evaluation, message.value())
+                elif message is not None and found:
+                    return found
+        finally:
+            consumer.close()
+        raise AssertionError("no evaluation came")
 
     def committed(self) -> int:
         """What the trainer's group committed of partition 0 of transitions."""

@@ -7,7 +7,7 @@ import msgspec
 
 from model_core import records
 from model_core.candidates import Catalogue
-from model_core.config import EncoderSettings, JoinSettings, PolicySettings
+from model_core.config import EncoderSettings, JoinSettings, PolicySettings, StrategySettings
 from model_core.engine import Effects, Engine, EngineSettings
 from model_core.intake import Output, Role, SourceRecord
 from model_core.records import Click, Heartbeat, Impression, Item, Recommendation, SlateItem, Transition
@@ -32,12 +32,18 @@ def engine(
     policy: PolicySettings | None = None,
     join: JoinSettings = JOIN,
     model: ServingModel | None = None,
+    strategies: StrategySettings | None = None,
 ) -> Engine:
     encoder = EncoderSettings()
     catalogue = Catalogue()
     for item in items(catalogue_size):
         catalogue.set(item)
-    settings = EngineSettings(join=join, policy=policy or PolicySettings(slate_size=4, candidates=20), encoder=encoder)
+    settings = EngineSettings(
+        join=join,
+        policy=policy or PolicySettings(slate_size=4, candidates=20),
+        encoder=encoder,
+        strategies=strategies or StrategySettings(),
+    )
     return Engine(settings, catalogue, model or ServingModel.initial(encoder), seed=7)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from model_core import user_state
 from model_core.bandit import head
-from model_core.config import EncoderSettings, PolicySettings
+from model_core.config import EncoderSettings, PolicySettings, Strategy, StrategySettings
 from model_core.errors import StateError
 from model_core.intake import clock_of
 from model_core.records import Cause, Click, Impression, Item, Recommendation, SessionEnd, User
@@ -177,6 +177,33 @@ def test_a_changed_slate_has_unknown_propensities() -> None:
     task.send([impression("u", "i2", T0 + 1_000, shown, decision_id=slate.decision_id)])
     settle(task)
     assert [place.propensity for place in task.last_revisions()["u", "i2"].slate] == [None] * 4
+
+
+def test_strategies_serve_by_share_and_a_transition_says_what_each_would_have_done() -> None:
+    """Slate, echoed prefix and transition name the same strategy; the stated propensities are the mixture's."""
+    strategies = StrategySettings(arms={"plain": Strategy(), "hot": Strategy(temperature=2.0)}, epoch_ms=600_000)
+    task = Task(engine(strategies=strategies))
+    task.engine.model.strategies = {"plain": 0.2, "hot": 0.8}
+    task.engine.model = task.engine.model
+    users = [f"u{n}" for n in range(30)]
+    task.send(impression(user, "i1", T0, ["m1"]) for user in users)
+    chosen = {one.user_id: one for one in task.recommendations()}
+    for user in users:
+        shown = [place.item_id for place in chosen[user].slate][:3]
+        task.send([impression(user, "i2", T0 + 1_000, shown, decision_id=chosen[user].decision_id)])
+    task.heartbeat(T0 + 1_000_000)
+    served = set()
+    for user in users:
+        one = task.last_revisions()[user, "i2"]
+        assert one.served is not None
+        served.add(one.served.strategy)
+        assert {place.strategy for place in chosen[user].slate} == {one.served.strategy}
+        assert one.served.epoch == T0 // 600_000
+        plain, hot = (np.cumprod(one.served.propensities[name]) for name in ("plain", "hot"))
+        stated = np.cumprod([item.propensity or 0.0 for item in one.slate])
+        np.testing.assert_allclose(stated, 0.2 * plain + 0.8 * hot, rtol=1e-4)
+        assert task.last_revisions()[user, "i1"].served is None
+    assert served == {"plain", "hot"}
 
 
 def test_an_expired_decision_keeps_the_impressions_own_propensities_and_is_counted() -> None:

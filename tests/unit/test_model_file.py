@@ -35,6 +35,7 @@ def model(encoder: EncoderSettings = ENCODER) -> ServingModel:
         examination=rng.uniform(0.1, 1.0, MAX_POSITIONS).astype(np.float32),
         popularity={"m1": (3.5, 1.25), "é": (2.0, 0.0)},
         neighbours={"m1": ["é"]},
+        strategies={"warm": 0.25, "é": 0.75},
         metrics={"loss": 0.5},
         trained_transitions=99,
     )
@@ -81,12 +82,23 @@ def test_a_model_comes_back_bit_for_bit(encoder: EncoderSettings) -> None:
         "discount_unit_ms",
         "popularity",
         "neighbours",
+        "strategies",
         "metrics",
         "trained_transitions",
     ):
         assert getattr(got, name) == getattr(packed, name), name
     assert got.prior.noise_variance == packed.prior.noise_variance
     assert model_file.pack(got) == (manifest, parts)
+
+
+def test_a_model_brings_the_shares_of_strategies() -> None:
+    """They come back; a share that is none is refused; a model without strategies says nothing of them."""
+    packed = model(ENCODER)
+    assert "strategies" not in model_file.pack(replace(packed, strategies={}))[0].tensors
+    shared = replace(packed, strategies={"plain": 0.3, "warm": 0.7})
+    assert model_file.unpack(*model_file.pack(shared)).strategies == {"plain": 0.3, "warm": 0.7}
+    with pytest.raises(ModelError, match="shares of strategies"):
+        model_file.unpack(*model_file.pack(replace(packed, strategies={"plain": 1.5})))
 
 
 def test_a_model_of_nothing_comes_back() -> None:

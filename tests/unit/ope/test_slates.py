@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from model_core.errors import EvaluationError
 from model_core.ope.actions import ips
 from model_core.ope.log import ActionLog, SlateLog, slate_log
-from model_core.ope.slates import iips, rips
+from model_core.ope.slates import iips, on_policy, rips
 from model_core.records import NextState, PropensityKind, Transition, TransitionItem, TransitionState
 
 ITEMS = range(4)
@@ -243,6 +244,26 @@ def test_a_log_of_transitions_takes_settled_last_revisions_in_order_of_places() 
     assert log.users.tolist() == ["u-a", "u-b"]
     other = slate_log([transition("a", [0.5])], lambda _: [0.9], "marginal")
     assert np.isnan(other.propensity).all()
+
+
+def test_two_users_may_have_a_transition_of_the_same_name() -> None:
+    """Ids are unique for their user."""
+    ann = transition("a", [0.5])
+    bob = msgspec.structs.replace(ann, user_id="bob")
+    assert len(slate_log([ann, bob], lambda _: [0.9], "conditional").users) == 2
+
+
+def test_a_policys_own_slates_need_no_propensities() -> None:
+    """The mean of the slates' rewards with its clustered interval; all weights are 1."""
+    log = some_slates()
+    unknown = replace(log, propensity=np.full((300, 3), np.nan))
+    found = on_policy(unknown)
+    assert found.value == pytest.approx(float(log.reward.sum(axis=1).mean()))
+    assert (found.estimator, found.mean_weight, found.largest_weight) == ("on_policy", 1.0, 1.0)
+    assert found.effective_sample_size == pytest.approx(300)
+    assert found == on_policy(log)
+    with pytest.raises(EvaluationError, match="reward"):
+        on_policy(replace(log, reward=np.where(log.reward == log.reward[0, 0], np.nan, log.reward)))
 
 
 def test_a_log_of_no_transitions_or_of_wrong_probabilities_is_an_error() -> None:
