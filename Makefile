@@ -17,7 +17,7 @@ export UV_HTTP_TIMEOUT := $(or $(UV_HTTP_TIMEOUT),300)
 # Trust the certificates that the machine trusts, as pip does.
 export UV_SYSTEM_CERTS := $(or $(UV_SYSTEM_CERTS),1)
 
-.PHONY: help install demo test chaos check format bench schemas lock clean
+.PHONY: help install demo test chaos poison check format bench schemas lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,9 @@ test: $(INSTALLED) ## all tests; those on Apache Kafka need Java and Maven
 
 chaos: $(INSTALLED) ## nothing lost, nothing twice, under faults, on Apache Kafka: make chaos KILLS=200 SEED=7 ARGS=--json
 	@$(BIN)/python -m tests.chaos --kills $(or $(KILLS),20) --seed $(or $(SEED),1) $(ARGS)
+
+poison: $(INSTALLED) ## bad records by the million among good ones: make poison ARGS='--records 1000000 --keep'
+	@$(BIN)/python -m tests.poison $(ARGS)
 
 check: $(INSTALLED) ## lint, format, types, the arrows between the packages, advisories against what is locked
 	$(BIN)/ruff check

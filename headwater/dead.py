@@ -10,6 +10,7 @@ from headwater.reading import Reader, require_broker
 from headwater.settings import Settings
 from model_core.errors import HeadwaterError
 from streams.clients import confluent_config
+from streams.topics import MAX_MESSAGE_BYTES
 
 __all__ = ["DeadLetter", "DeadLetters", "described", "listed", "replayed"]
 
@@ -66,7 +67,8 @@ def replayed(settings: Settings, *, reason: str) -> int:
         HeadwaterError: the broker did not take one.
     """
     require_broker(settings.streams, settings.general.broker_wait_s)
-    producer = Producer(confluent_config(settings.streams, **{"enable.idempotence": True}))
+    config = {"enable.idempotence": True, "message.max.bytes": MAX_MESSAGE_BYTES}
+    producer = Producer(confluent_config(settings.streams, **config))
     failures: list[KafkaError] = []
     count = 0
     with Reader(settings.streams, ["dead-letters"]) as reader:

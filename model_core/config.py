@@ -70,7 +70,7 @@ class JoinSettings:
         history_length: entries of `state.history`.
         max_open_impressions: per user; more push the oldest out (`state-cap`).
         max_waiting_clicks: per user, clicks without their impression; more push the oldest out.
-        max_record_bytes: a larger payload is `too-large`.
+        max_record_bytes: a larger payload is `too-large`; times the two caps above it bounds a user's record.
     """
 
     attribution_window_ms: int = 10 * _MINUTE_MS
@@ -84,7 +84,7 @@ class JoinSettings:
     history_length: int = 50
     max_open_impressions: int = 64
     max_waiting_clicks: int = 64
-    max_record_bytes: int = 1_000_000
+    max_record_bytes: int = 100_000
 
     def check(self) -> None:
         """Raise `SettingsError` where a value is out of range."""

@@ -95,6 +95,9 @@ class Intake(NamedTuple):
         return list(self.events)
 
 
+_MAX_ERROR: Final = 1_000
+"""Characters of a dead letter's error: it quotes what was wrong, which may be as long as a record."""
+
 _clock_decoder: Final = msgspec.msgpack.Decoder(Clock)
 
 
@@ -205,7 +208,7 @@ def dead_letter(dead: Dead) -> Output:
         topic=origin.topic,
         partition=origin.partition,
         offset=origin.offset,
-        error=dead.error,
+        error=dead.error[:_MAX_ERROR],
         attempt=origin.attempt,
     )
     return Output("dead-letters", dead.key, dead.value, headers.pairs())

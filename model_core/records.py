@@ -14,6 +14,7 @@ from model_core.errors import DecodeError
 __all__ = [
     "DEFAULT_USER",
     "EARLIEST_EVENT_TIME_MS",
+    "MAX_DEPTH",
     "SCHEMA_VERSION",
     "Candidates",
     "Cause",
@@ -54,6 +55,9 @@ EARLIEST_EVENT_TIME_MS: Final = 946_684_800_000
 
 DEFAULT_USER: Final = "__default__"
 """Reserved key of `recommendations`: what a user nobody has seen should get."""
+
+MAX_DEPTH: Final = 64
+"""Arrays and objects in one another that a payload may have; RFC 8259, section 9, leaves that to the reader."""
 
 _EXTRA: Final = "__extra__"
 """Name under which unknown fields would stand on the wire, if they did not stand beside the known ones."""
@@ -592,6 +596,7 @@ def decode(source: Source, value: bytes | None, *, max_bytes: int = 1_000_000) -
         fields = msgspec.json.decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DecodeError("not-json", f"not JSON: {error}") from error
+    _check_depth(value, fields)
     if not isinstance(fields, dict):
         raise DecodeError("schema", f"expected a JSON object, got {type(fields).__name__}")
     _check_integers(fields)
@@ -601,14 +606,25 @@ def decode(source: Source, value: bytes | None, *, max_bytes: int = 1_000_000) -
     return record
 
 
+def _check_depth(value: bytes, fields: Any) -> None:
+    """Refuse what nests deeper than whoever walks it later can follow: Python's stack ends, at different depths."""
+    if value.count(b"[") + value.count(b"{") <= MAX_DEPTH:
+        return
+    level = [fields]
+    for _ in range(MAX_DEPTH):
+        below = (one.values() if isinstance(one, dict) else one for one in level)
+        level = [child for children in below for child in children if isinstance(child, dict | list)]
+        if not level:
+            return
+    raise DecodeError("not-json", f"arrays and objects nest deeper than {MAX_DEPTH}")
+
+
 def _check_integers(fields: dict[str, Any]) -> None:
     """Refuse what a user's stored state could not hold: MessagePack ends at 64 bits, JSON does not."""
     try:
         _storable.encode(fields)
     except OverflowError as error:
         raise DecodeError("schema", "an integer beyond 64 bits; write it as a string or a float") from error
-    except RecursionError as error:
-        raise DecodeError("schema", str(error)) from error
 
 
 _storable: Final = msgspec.msgpack.Encoder()

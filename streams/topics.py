@@ -22,6 +22,7 @@ from streams.settings import StreamSettings
 
 __all__ = [
     "CHANGELOG",
+    "MAX_MESSAGE_BYTES",
     "ROLES",
     "SOURCES",
     "Declared",
@@ -39,6 +40,9 @@ SOURCES: Final[tuple[Role, ...]] = ("impressions", "clicks", "users")
 
 CHANGELOG: Final = "state-changelog"
 """Every user's record, and the task's own under reserved keys."""
+
+MAX_MESSAGE_BYTES: Final = 32 << 20
+"""Of a record that Headwater writes: a user's may hold every open impression and waiting click that the caps allow."""
 
 _TIMEOUT_S: Final = 30.0
 _DAY_MS: Final = 86_400_000
@@ -90,20 +94,21 @@ def topics(settings: StreamSettings) -> list[Topic]:
         "max.compaction.lag.ms": str(_DAY_MS),
     }
     forever = {"cleanup.policy": "delete", "retention.ms": "-1"}
+    large = {"max.message.bytes": str(MAX_MESSAGE_BYTES)}
     many = settings.partitions
     return [
         Topic("impressions", many, keep, ours=False),
         Topic("clicks", many, keep, ours=False),
         Topic("users", many, compact, ours=False),
         Topic("items", many, compact, ours=False),
-        Topic("recommendations", many, compact, ours=True),
-        Topic("transitions", many, keep, ours=True),
-        Topic("dead-letters", many, keep, ours=True),
+        Topic("recommendations", many, compact | large, ours=True),
+        Topic("transitions", many, keep | large, ours=True),
+        Topic("dead-letters", many, keep | large, ours=True),
         Topic("steps", many, forever, ours=True),
         Topic("erasures", many, forever, ours=True),
         Topic("evaluations", 1, compact, ours=True),
         Topic("models", 1, compact, ours=True),
-        Topic(CHANGELOG, many, compact, ours=True),
+        Topic(CHANGELOG, many, compact | large, ours=True),
     ]
 
 

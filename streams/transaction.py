@@ -16,7 +16,7 @@ from streams.clients import confluent_config
 from streams.failpoints import failpoint
 from streams.ports import Landing
 from streams.settings import StreamSettings
-from streams.topics import CHANGELOG
+from streams.topics import CHANGELOG, MAX_MESSAGE_BYTES
 
 __all__ = ["TURNS", "Fenced", "PartitionTransactions", "Superseded"]
 
@@ -164,6 +164,7 @@ def _producer_config(settings: StreamSettings, transactional_id: str) -> dict[st
             "batch.num.messages": 20_000,
             "queue.buffering.max.messages": 1_000_000,
             "queue.buffering.max.kbytes": 1 << 20,
+            "message.max.bytes": MAX_MESSAGE_BYTES,
             "compression.type": settings.compression,
         },
     )

@@ -43,6 +43,9 @@ MAX_TOKENS: Final = 16
 _LARGEST: Final = 1e6
 """A vector with a larger coordinate is not one: products of it would leave the range of a float32."""
 
+_SHORT: Final = 128
+"""Characters of a text whose rows are remembered: whoever sends many long ones must not fill the memory."""
+
 Weighted = tuple[list[int], list[float]]
 """Rows of the token table, and the weight of each."""
 
@@ -176,8 +179,17 @@ def _pairs(kind: str, values: Mapping[str, Any], rows: int) -> Weighted:
     return [row for part in parts for row in part], [1.0 / (len(part) * len(parts)) for part in parts for _ in part]
 
 
-@lru_cache(maxsize=65_536, typed=True)
 def _value_rows(name: str, value: str | float, rows: int) -> tuple[int, ...]:
+    short = len(name) <= _SHORT and not (isinstance(value, str) and len(value) > _SHORT)
+    return _short_value_rows(name, value, rows) if short else _hashed_rows(name, value, rows)
+
+
+@lru_cache(maxsize=65_536, typed=True)
+def _short_value_rows(name: str, value: str | float, rows: int) -> tuple[int, ...]:
+    return _hashed_rows(name, value, rows)
+
+
+def _hashed_rows(name: str, value: str | float, rows: int) -> tuple[int, ...]:
     number = _as_number(value)
     tokens = [f"{name}={value}"] if number is None else number_tokens(name, number)
     return tuple(_row(token, rows) for token in tokens)
@@ -193,8 +205,17 @@ def _as_number(value: str | float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-@lru_cache(maxsize=65_536)
 def _row(token: str, rows: int) -> int:
+    """Row of a token; long ones are not remembered."""
+    return _short_row(token, rows) if len(token) <= _SHORT else _hashed(token, rows)
+
+
+@lru_cache(maxsize=65_536)
+def _short_row(token: str, rows: int) -> int:
+    return _hashed(token, rows)
+
+
+def _hashed(token: str, rows: int) -> int:
     return xxhash.xxh3_64_intdigest(token.encode("utf-8", "surrogatepass")) % rows
 
 

@@ -169,6 +169,21 @@ def test_size_is_checked_before_anything_else() -> None:
 
 
 @pytest.mark.parametrize("source", EXAMPLES)
+def test_nesting_ends_at_a_depth_of_its_own(source: records.Source) -> None:
+    """Not where the stack happens to end: that depends on the caller, and what passes here is walked again later."""
+    for opening, inside, closing in ((b"[", b"1", b"]"), (b'{"a":', b"[]", b"}")):
+        most = records.MAX_DEPTH - 1 - (inside == b"[]")
+
+        def nested(depth: int, opening: bytes = opening, inside: bytes = inside, closing: bytes = closing) -> bytes:
+            deep = opening * depth + inside + closing * depth
+            return encoded({**EXAMPLES[source], "colour": "HERE"}).replace(b'"HERE"', deep)
+
+        records.encode(records.decode(source, nested(most)))
+        for depth in (most + 1, 490, 950):
+            assert refusal(source, nested(depth))[0] == "not-json"
+
+
+@pytest.mark.parametrize("source", EXAMPLES)
 def test_the_reserved_user_is_nobody(source: records.Source) -> None:
     """Nobody's id is the reserved key under which everybody's default slate stands."""
     if source != "items":
