@@ -8,6 +8,7 @@ attribution_window_ms` in the file, `HEADWATER_JOIN_ATTRIBUTION_WINDOW_MS` in th
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -62,6 +63,8 @@ class GeneralSettings:
         """Raise `SettingsError` where a value is out of range."""
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise SettingsError(f"general.log_level = {self.log_level!r}: expected debug, info, warning or error")
+        if not 0 <= self.seed < 1 << 63:
+            raise SettingsError(f"general.seed = {self.seed!r}: expected 0 or more, in 63 bits")
         if self.broker_wait_s <= 0:
             raise SettingsError(f"general.broker_wait_s = {self.broker_wait_s!r}: expected more than 0 seconds")
 
@@ -221,7 +224,7 @@ def _converted(name: str, value: Any, hint: Any, source: str) -> Any:
         if isinstance(value, str) and _is_mapping(hint):
             value = json.loads(value)
         _check_tables(name, value, hint)
-        return msgspec.convert(value, hint, strict=not isinstance(value, str), dec_hook=_path)
+        return _finite(msgspec.convert(value, hint, strict=not isinstance(value, str), dec_hook=_path))
     except (msgspec.ValidationError, json.JSONDecodeError) as error:
         shown = "***" if name in _SECRETS else repr(value)
         choices = f"; expected one of {', '.join(map(str, get_args(hint)))}" if get_origin(hint) is Literal else ""
@@ -240,6 +243,14 @@ def _check_tables(name: str, value: Any, hint: Any) -> None:
             raise SettingsError(f"{name}.{table}.{unknown[0]} is no setting; expected {', '.join(sorted(known))}")
 
 
+def _finite(value: Any) -> Any:
+    """Refuse NaN, which slips through every comparison, and infinities."""
+    numbers = value.values() if isinstance(value, dict) else (value,)
+    if all(math.isfinite(number) for number in numbers if isinstance(number, float)):
+        return value
+    raise msgspec.ValidationError("expected a finite number")
+
+
 def _is_mapping(hint: Any) -> bool:
     return getattr(hint, "__origin__", None) in (dict, Mapping)
 
@@ -247,7 +258,7 @@ def _is_mapping(hint: Any) -> bool:
 def _path(kind: type, value: Any) -> Any:
     if issubclass(kind, Path) and isinstance(value, str | Path):
         return Path(value)
-    raise NotImplementedError(f"no setting has the type {kind}")
+    raise ValueError(f"expected a path, as text; got {value!r}")
 
 
 def _flat(settings: Settings) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import msgspec
 
 from model_core import join, records
 from model_core.config import JoinSettings
-from model_core.errors import DecodeError, InvariantError
+from model_core.errors import DecodeError, InvariantError, StateError
 from model_core.join import Clock, Dead, Origin
 from model_core.records import DEFAULT_USER, Click, DeadLetterHeaders, Heartbeat, Impression, Item, SessionEnd, User
 
@@ -102,8 +102,15 @@ _clock_decoder: Final = msgspec.msgpack.Decoder(Clock)
 
 
 def clock_of(stored: bytes | None) -> Clock:
-    """The task's clock from `Effects.clock`; a new one for None."""
-    return _clock_decoder.decode(stored) if stored else Clock()
+    """The task's clock from `Effects.clock`; a new one for None.
+
+    Raises:
+        StateError: the bytes are no clock.
+    """
+    try:
+        return Clock() if stored is None else _clock_decoder.decode(stored)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise StateError(f"a task's clock does not decode: {error}; rebuild the store from the changelog") from error
 
 
 def take_in(

@@ -18,7 +18,7 @@ from model_core.errors import StateError
 from model_core.join import JoinState
 from model_core.records import Candidates, Served
 
-__all__ = ["RING_EVENT", "VERSION", "Decision", "UserState", "decode", "encode", "item_key", "item_keys"]
+__all__ = ["RING_EVENT", "VERSION", "Decision", "UserState", "checksum", "decode", "encode", "item_key", "item_keys"]
 
 VERSION: Final = 1
 
@@ -101,7 +101,12 @@ _MIGRATIONS: Final[Mapping[int, Callable[[bytes], UserState]]] = {VERSION: _deco
 def encode(state: UserState) -> bytes:
     """Bytes of a user's record in the current version."""
     body = _encoder.encode(state)
-    return bytes((VERSION,)) + zlib.crc32(body).to_bytes(4, "big") + body
+    return bytes((VERSION,)) + checksum(body) + body
+
+
+def checksum(body: bytes) -> bytes:
+    """What stands before a record's MessagePack; bytes[4]."""
+    return zlib.crc32(body).to_bytes(4, "big")
 
 
 def decode(stored: bytes) -> UserState:
@@ -117,7 +122,7 @@ def decode(stored: bytes) -> UserState:
         known = ", ".join(map(str, sorted(_MIGRATIONS)))
         raise StateError(f"state version {stored[0]} is not among {known}; run the release that wrote it, or newer")
     body = stored[_HEADER_BYTES:]
-    if zlib.crc32(body) != int.from_bytes(stored[1:_HEADER_BYTES], "big"):
+    if checksum(body) != stored[1:_HEADER_BYTES]:
         raise StateError("a user's record fails its checksum; rebuild the store from the changelog")
     try:
         return migrate(body)

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from model_core.errors import StateError
 from model_core.intake import SourceRecord
 from model_core.records import Cause
 
@@ -181,12 +182,22 @@ def pack(due: Due, state: bytes) -> bytes:
 
 
 def unpack(value: bytes) -> Stored:
-    """Inverse of `pack`."""
+    """Inverse of `pack`.
+
+    Raises:
+        StateError: the bytes are too few to be one.
+    """
     return Stored(unpack_due(value), value[_HEADER_BYTES:])
 
 
 def unpack_due(value: bytes) -> Due:
-    """Due times alone."""
+    """Due times alone.
+
+    Raises:
+        StateError: the bytes are too few to be a user's record.
+    """
+    if len(value) <= _HEADER_BYTES:
+        raise StateError(f"a user's record of {len(value)} bytes is torn; rebuild the store from the changelog")
     settle = int.from_bytes(value[:8], "big")
     orphan = int.from_bytes(value[8:_HEADER_BYTES], "big")
     return (None if settle == _NEVER else settle, None if orphan == _NEVER else orphan)

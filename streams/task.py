@@ -14,6 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from model_core import records
+from model_core.errors import StateError
 from model_core.records import Cause
 from streams.erasure import Erasures, Records
 from streams.failpoints import failpoint
@@ -40,8 +41,15 @@ _NOTHING: Due = (None, None)
 
 
 def decode_offsets(stored: bytes | None) -> dict[str, int]:
-    """Next offset to read by source role, from the reserved record."""
-    return {} if stored is None else msgspec.json.decode(stored, type=dict[str, int])
+    """Next offset to read by source role, from the reserved record.
+
+    Raises:
+        StateError: the bytes are no such record.
+    """
+    try:
+        return {} if stored is None else msgspec.json.decode(stored, type=dict[str, int])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise StateError(f"a task's record of its offsets does not decode: {error}; rebuild the store") from error
 
 
 class Identity(NamedTuple):
