@@ -12,12 +12,13 @@ from headwater.workers import engine_of
 from model_core.intake import Role, SourceRecord
 from streams.gather import Gather
 from streams.store import MemoryStore
-from streams.topics import SOURCES
+from streams.topics import SOURCES, kept
 
 __all__ = ["Checked", "Sampled", "check_topics", "described"]
 
 _READ: Final = ("items", *SOURCES)
 _BATCH: Final = 1_000
+_DAY_MS: Final = 86_400_000
 
 
 class Sampled(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +44,8 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
         topics: by role.
         outcomes: of the join over the sample, by name.
         would_write: records by output topic.
+        keeps_days: how long each topic keeps what names a person, in days; null for ever.
+        warnings: what may stay, but should not.
         problems: what has to be mended first.
         usable: whether there is none.
     """
@@ -50,6 +53,8 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
     topics: dict[str, Sampled]
     outcomes: dict[str, int]
     would_write: dict[str, int]
+    keeps_days: dict[str, float | None]
+    warnings: list[str]
     problems: list[str]
     usable: bool
 
@@ -95,13 +100,20 @@ def check_topics(settings: Settings, sample: int) -> Checked:
         for role in _READ
     }
     problems = _problems(sampled)
+    retentions = kept(settings.streams)
     return Checked(
         topics=sampled,
         outcomes=dict(backfill.outcomes),
         would_write=dict(sink.outputs),
+        keeps_days={one.name: _days(one.gone_after_ms) for one in retentions},
+        warnings=[one.advice for one in retentions if one.advice is not None],
         problems=problems,
         usable=not problems,
     )
+
+
+def _days(milliseconds: int | None) -> float | None:
+    return None if milliseconds is None else round(milliseconds / _DAY_MS, 2)
 
 
 def _problems(sampled: dict[str, Sampled]) -> list[str]:
@@ -131,5 +143,6 @@ def described(checked: Checked) -> str:
     lines.append("What would become of them:")
     lines += [f"  {count:>10,} {outcome}" for outcome, count in sorted(checked.outcomes.items())]
     lines += [f"  {count:>10,} records for {topic}" for topic, count in sorted(checked.would_write.items())]
+    lines += [f"WARNING: {warning}" for warning in checked.warnings]
     lines += [f"PROBLEM: {problem}" for problem in checked.problems] or ["Nothing stands in the way."]
     return "\n".join(lines)

@@ -145,7 +145,7 @@ def topics_create(context: click.Context, /, *, partitions: int | None, as_json:
         _print({"topics": [one._asdict() for one in declared]})
     for one in () if as_json else declared:
         click.echo(" ".join(filter(None, one)))
-    if any(one.outcome == "differs" for one in declared):
+    if any(one.outcome in ("differs", "keeps longer") for one in declared):
         raise SystemExit(CHECK_FAILED)
 
 

@@ -29,7 +29,7 @@ from streams.models import verified
 from streams.ports import CLOCK, USER, Landing
 from streams.store import RocksStore
 from streams.task import Batch, Identity, StreamTask
-from streams.topics import CHANGELOG, SOURCES
+from streams.topics import CHANGELOG, MODEL_VERSIONS, SOURCES
 
 __all__ = [
     "COMPARED",
@@ -173,14 +173,16 @@ class Topics:
                 self._items.setdefault(message.partition(), []).append(message)
         self._manifests: dict[int, ModelManifest] = {}
         self._parts: dict[str, bytes] = {}
-        with Reader(settings.streams, ["models"]) as reader:
-            for _, message in reader.to_the_end():
-                self._take(message.key().decode(), message.value())
+        for role in ("models", MODEL_VERSIONS):  # What the first has let go of, the second has.
+            with Reader(settings.streams, [role]) as reader:
+                for _, message in reader.to_the_end():
+                    self._take(message.key().decode(), message.value())
 
     def _take(self, key: str, value: bytes | None) -> None:
-        if "/" in key and value is not None:
+        is_part = key.count("/") == 2  # noqa: PLR2004 - name/version/part; manifests are under name, or name/version
+        if is_part and value is not None:
             self._parts[key] = value
-        elif "/" in key:
+        elif is_part:
             self._parts.pop(key, None)
         elif value is not None:
             manifest = records.decode_as(ModelManifest, value)
@@ -215,8 +217,8 @@ class Topics:
         if manifest is None or missing:
             lacks = "its manifest" if manifest is None else f"its parts {missing}"
             raise NotRepeatableError(
-                f"model {version} served, and {self._settings.streams.topic('models')} has not {lacks} any more: "
-                "raise trainer.versions_kept to verify over more models"
+                f"model {version} served, and {self._settings.streams.topic(MODEL_VERSIONS)} has not {lacks} any more: "
+                "it has lived longer than streams.personal_retention_ms"
             )
         try:
             return verified(manifest, [self._parts[name] for name in parts])

@@ -73,6 +73,12 @@ TOPICS: Final[tuple[TopicRecords, ...]] = (
         "Versioned weights. The manifest is written after all parts.",
     ),
     TopicRecords(
+        "model-versions",
+        "`name/version`; its parts, safetensors bytes, under `name/version/part`; not compacted",
+        (records.ModelManifest,),
+        "The same again, each version with a manifest of its own: kept until no step that used it can be repeated.",
+    ),
+    TopicRecords(
         "evaluations",
         "policy, compacted",
         (records.Evaluation,),

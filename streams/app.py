@@ -29,6 +29,7 @@ from streams.ports import Engine
 from streams.settings import StreamSettings
 from streams.task import Identity
 from streams.tasks import ROLE, TaskOwnership, Work
+from streams.topics import kept
 from streams.transport.batches import BatchTransport
 from streams.web.server import WebServer
 from streams.web.watch import watched
@@ -260,6 +261,9 @@ class _Worker:
     async def _run(self, web: WebServer | None) -> int:
         if not await wait_for_broker(self._settings, self._stop):
             return 0
+        for one in await asyncio.to_thread(kept, self._settings):
+            if one.advice is not None:
+                _log.warning("kept-too-long", topic=one.name, error=one.advice)
         self._metrics.model(self._engine.model.version)
         app = self._app = create_app(
             self._settings,

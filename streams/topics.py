@@ -23,13 +23,16 @@ from streams.settings import StreamSettings
 __all__ = [
     "CHANGELOG",
     "MAX_MESSAGE_BYTES",
+    "MODEL_VERSIONS",
     "ROLES",
     "SOURCES",
     "Declared",
+    "Kept",
     "Topic",
     "TopicState",
     "declare",
     "describe",
+    "kept",
     "last_trace_ms",
     "partition_for",
     "topics",
@@ -41,12 +44,16 @@ SOURCES: Final[tuple[Role, ...]] = ("impressions", "clicks", "users")
 CHANGELOG: Final = "state-changelog"
 """Every user's record, and the task's own under reserved keys."""
 
+MODEL_VERSIONS: Final = "model-versions"
+"""Every model, for as long as steps that used it may be repeated, and longer; `models` has the newest alone."""
+
 MAX_MESSAGE_BYTES: Final = 32 << 20
 """Of a record that Headwater writes: a user's may hold every open impression and waiting click that the caps allow."""
 
 _TIMEOUT_S: Final = 30.0
 _DAY_MS: Final = 86_400_000
-_IMPERSONAL: Final = ("items", "steps", "erasures", "evaluations", "models")
+_NEVER_MS: Final = 1 << 62
+_IMPERSONAL: Final = ("items", "steps", "erasures", "evaluations", "models", MODEL_VERSIONS)
 """Topics whose records name no person."""
 
 
@@ -67,11 +74,37 @@ class Topic(NamedTuple):
 
 
 class Declared(NamedTuple):
-    """What `declare` did with a topic: its name, and whether it was created, left, altered, or differs."""
+    """What `declare` did with a topic: its name, whether it was created, left or altered, or what is wrong with it."""
 
     name: str
-    outcome: Literal["created", "present", "altered", "differs"]
+    outcome: Literal["created", "present", "altered", "differs", "keeps longer"]
     detail: str = ""
+
+
+class Kept(NamedTuple):
+    """How long a topic keeps what names a person.
+
+    Attributes:
+        name: of the topic.
+        gone_after_ms: how long after it was written a record is gone; None for never.
+        allowed_ms: what the dates of receipts count on.
+    """
+
+    name: str
+    gone_after_ms: int | None
+    allowed_ms: int
+
+    @property
+    def advice(self) -> str | None:
+        """What is wrong and what to do; None where nothing is."""
+        if self.gone_after_ms is not None and self.gone_after_ms <= self.allowed_ms:
+            return None
+        long = "for ever" if self.gone_after_ms is None else f"up to {self.gone_after_ms / _DAY_MS:.1f} days"
+        return (
+            f"{self.name} keeps records of people {long}, and receipts of erasures count on "
+            f"{self.allowed_ms / _DAY_MS:.1f}: lower its retention.ms and segment.ms (max.compaction.lag.ms and "
+            "delete.retention.ms where it is compacted), or raise streams.personal_retention_ms"
+        )
 
 
 class TopicState(NamedTuple):
@@ -94,6 +127,7 @@ def topics(settings: StreamSettings) -> list[Topic]:
         "max.compaction.lag.ms": str(_DAY_MS),
     }
     forever = {"cleanup.policy": "delete", "retention.ms": "-1"}
+    versions = keep | {"retention.ms": str(settings.personal_retention_ms + 2 * _DAY_MS)}
     large = {"max.message.bytes": str(MAX_MESSAGE_BYTES)}
     many = settings.partitions
     return [
@@ -104,10 +138,11 @@ def topics(settings: StreamSettings) -> list[Topic]:
         Topic("recommendations", many, compact | large, ours=True),
         Topic("transitions", many, keep | large, ours=True),
         Topic("dead-letters", many, keep | large, ours=True),
-        Topic("steps", many, forever, ours=True),
+        Topic("steps", many, keep, ours=True),
         Topic("erasures", many, forever, ours=True),
         Topic("evaluations", 1, compact, ours=True),
         Topic("models", 1, compact, ours=True),
+        Topic(MODEL_VERSIONS, 1, versions, ours=True),
         Topic(CHANGELOG, many, compact | large, ours=True),
     ]
 
@@ -123,13 +158,37 @@ def last_trace_ms(settings: StreamSettings) -> int:
     compacted, the null itself, whose key is the user's id, with a compaction after its own retention. A day more is
     for the broker's own pace.
     """
-    return max(_gone_after_ms(topic.config) for topic in topics(settings) if topic.role not in _IMPERSONAL) + _DAY_MS
+    declared = [_gone_after_ms(topic.config) for topic in topics(settings) if topic.role not in _IMPERSONAL]
+    return max(after_ms for after_ms in declared if after_ms is not None) + _DAY_MS
 
 
-def _gone_after_ms(config: Mapping[str, str]) -> int:
-    if config["cleanup.policy"] == "compact":
-        return 2 * int(config["max.compaction.lag.ms"]) + int(config["delete.retention.ms"])
-    return int(config["retention.ms"]) + int(config["segment.ms"])
+def _gone_after_ms(config: Mapping[str, str]) -> int | None:
+    """How long after it was written a record is gone; None for never. Of two policies the faster one counts."""
+    policies = config["cleanup.policy"].split(",")
+    ways = []
+    if "compact" in policies:
+        ways.append(2 * int(config["max.compaction.lag.ms"]) + int(config["delete.retention.ms"]))
+    if "delete" in policies and int(config["retention.ms"]) >= 0:
+        ways.append(int(config["retention.ms"]) + int(config["segment.ms"]))
+    after_ms = min(ways, default=_NEVER_MS)
+    return None if after_ms >= _NEVER_MS else after_ms
+
+
+def kept(settings: StreamSettings) -> list[Kept]:
+    """How long the topics that are there keep what names a person, by what the broker says of them.
+
+    Raises:
+        KafkaException: the broker cannot be reached.
+    """
+    allowed_ms = last_trace_ms(settings) - _DAY_MS
+    names = [settings.topic(topic.role) for topic in topics(settings) if topic.role not in _IMPERSONAL]
+    found = _configurations(AdminClient(confluent_config(settings)), names)
+    return [Kept(name, _gone_after_ms(config), allowed_ms) for name, config in found.items() if _says(config)]
+
+
+def _says(config: Mapping[str, str]) -> bool:
+    """Whether the broker said what it takes to know."""
+    return {"cleanup.policy", "retention.ms", "segment.ms", "max.compaction.lag.ms", "delete.retention.ms"} <= {*config}
 
 
 def partition_for(key: bytes, partitions: int) -> int:
@@ -148,7 +207,8 @@ def declare(settings: StreamSettings, roles: Iterable[str] = ROLES) -> list[Decl
     created = _create(admin, wanted, settings.replication_factor)
     present = describe(settings, [name for name in wanted if name not in created], admin=admin)
     result = [Declared(name, "created") for name in created]
-    result += [_compare(admin, name, wanted[name], state) for name, state in present.items()]
+    longest_ms = last_trace_ms(settings) - _DAY_MS
+    result += [_compare(admin, name, wanted[name], state, longest_ms) for name, state in present.items()]
     return sorted(result)
 
 
@@ -174,35 +234,48 @@ def _create(admin: AdminClient, wanted: Mapping[str, Topic], replication_factor:
     return created
 
 
-def _compare(admin: AdminClient, name: str, topic: Topic, state: TopicState) -> Declared:
+def _compare(admin: AdminClient, name: str, topic: Topic, state: TopicState, longest_ms: int) -> Declared:
     if state.partitions != topic.partitions:
         return Declared(name, "differs", f"{state.partitions} partitions, not {topic.partitions}")
-    policy = _cleanup_policy(admin, name)
-    wanted = topic.config["cleanup.policy"]
-    if policy is None or policy == wanted:
-        return Declared(name, "present")
+    config = _configurations(admin, [name]).get(name, {})
+    differs = {key: value for key, value in topic.config.items() if config.get(key, value) != value}
     if not topic.ours:
-        return Declared(name, "differs", f"cleanup.policy is {policy}, not {wanted}")
+        return _judged(name, topic, config, longest_ms)
+    if not differs:
+        return Declared(name, "present")
     changes = [
         ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET) for key, value in topic.config.items()
     ]
     resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=changes)
     for future in admin.incremental_alter_configs([resource], request_timeout=_TIMEOUT_S).values():
         future.result()
-    return Declared(name, "altered", f"cleanup.policy was {policy}")
+    return Declared(name, "altered", ", ".join(f"{key} was {config[key]}" for key in differs))
 
 
-def _cleanup_policy(admin: AdminClient, name: str) -> str | None:
-    """None where the broker does not answer such a question."""
-    resource = ConfigResource(ResourceType.TOPIC, name)
-    try:
-        (future,) = admin.describe_configs([resource], request_timeout=_TIMEOUT_S).values()
-        entries: Mapping[str, Any] = future.result()
-    except KafkaException as error:
-        structlog.get_logger().info("topic-config-unknown", topic=name, error=str(error))
-        return None
-    entry = entries.get("cleanup.policy")
-    return None if entry is None else str(entry.value)
+def _judged(name: str, topic: Topic, config: Mapping[str, str], longest_ms: int) -> Declared:
+    """A topic that is not ours: said what is wrong with it, and left."""
+    wanted = topic.config["cleanup.policy"]
+    if (policy := config.get("cleanup.policy", wanted)) != wanted:
+        return Declared(name, "differs", f"cleanup.policy is {policy}, not {wanted}")
+    if topic.role not in _IMPERSONAL and _says(config):
+        advice = Kept(name, _gone_after_ms(config), longest_ms).advice
+        if advice is not None:
+            return Declared(name, "keeps longer", advice)
+    return Declared(name, "present")
+
+
+def _configurations(admin: AdminClient, names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Configuration of each topic that the broker answers for."""
+    resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
+    found = {}
+    for resource, future in admin.describe_configs(resources, request_timeout=_TIMEOUT_S).items():
+        try:
+            entries: Mapping[str, Any] = future.result()
+        except KafkaException as error:
+            structlog.get_logger().info("topic-config-unknown", topic=resource.name, error=str(error))
+        else:
+            found[resource.name] = {key: str(entry.value) for key, entry in entries.items() if entry.value is not None}
+    return found
 
 
 def describe(

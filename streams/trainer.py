@@ -22,7 +22,7 @@ from streams.app import BatchSchema, create_app, serve, wait_for_broker
 from streams.clients import BrokerRefusedError, confluent_config
 from streams.follower import Follower
 from streams.settings import StreamSettings
-from streams.topics import describe
+from streams.topics import MODEL_VERSIONS, describe
 from streams.training.messages import Start
 from streams.training.metrics import TrainerMetrics
 from streams.training.process import CHILD
@@ -146,6 +146,7 @@ class _Trainer:
             confluent_config(settings),
             models_topic=settings.topic("models"),
             evaluations_topic=settings.topic("evaluations"),
+            versions_topic=settings.topic(MODEL_VERSIONS),
             source_topic=settings.topic("transitions"),
             group=settings.group(ROLE),
             transactional_id=f"{settings.group(ROLE)}-models",
@@ -156,7 +157,8 @@ class _Trainer:
     async def _start(self, publisher: ModelPublisher) -> Start:
         settings, trainer = self._settings, self._trainer
         source = settings.topic("transitions")
-        topics = await asyncio.to_thread(describe, settings, [source, settings.topic("models")])
+        written = [settings.topic(role) for role in ("models", MODEL_VERSIONS)]
+        topics = await asyncio.to_thread(describe, settings, [source, *written])
         return Start(
             learner=self._learner,
             encoder=self._encoder,

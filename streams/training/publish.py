@@ -2,8 +2,10 @@
 
 A model's parts go out under `name/version/part`, then its manifest under `name`, then nulls for the parts of
 old versions; all to one partition and in one transaction, so that a reader (read committed) sees all of it or
-none, the manifest last. The group's offsets are set by the same producer. So a trainer that another one has
-replaced can do neither: the newer one wins, and the older ends with an error that says so.
+none, the manifest last. The same transaction writes parts and manifest, under `name/version`, to the topic of all
+versions, which is not compacted: there a model stays for longer than steps that used it. The group's offsets are
+set by the same producer. So a trainer that another one has replaced can do neither: the newer one wins, and the
+older ends with an error that says so.
 """
 
 import time
@@ -39,6 +41,7 @@ class ModelPublisher:
         client: librdkafka settings of every client (brokers, security).
         models_topic: where models go.
         evaluations_topic: where evaluations go.
+        versions_topic: where all of them stay for a time, whatever the first one lets go of.
         source_topic: whose offsets are committed.
         group: of the trainer's consumer.
         transactional_id: of the trainer; a newer trainer with the same id fences the older.
@@ -52,6 +55,7 @@ class ModelPublisher:
         *,
         models_topic: str,
         evaluations_topic: str,
+        versions_topic: str,
         source_topic: str,
         group: str,
         transactional_id: str,
@@ -60,7 +64,8 @@ class ModelPublisher:
     ) -> None:
         self._client = dict(client)
         self._topic = models_topic
-        self._evaluations = evaluations_topic
+        self._evaluations_topic = evaluations_topic
+        self._versions_topic = versions_topic
         self._source = source_topic
         self._group = group
         self._keep = versions_kept
@@ -109,15 +114,18 @@ class ModelPublisher:
         dropped = {version: numbers for version, numbers in versions.items() if version not in kept}
 
         def fill() -> None:
+            named = f"{manifest.name}/{manifest.version}"
             for number, part in enumerate(parts):
-                self._produce(f"{manifest.name}/{manifest.version}/{number}", part)
+                for topic in (self._versions_topic, self._topic):
+                    self._produce(topic, f"{named}/{number}", part)
             failpoint("trainer-parts-sent")
-            self._produce(manifest.name, encode(manifest))
+            self._produce(self._versions_topic, named, encode(manifest))
+            self._produce(self._topic, manifest.name, encode(manifest))
             for policy, evaluation in evaluations.items():
-                self._produce(policy, evaluation, topic=self._evaluations)
+                self._produce(self._evaluations_topic, policy, evaluation)
             for version, numbers in dropped.items():
                 for number in numbers:
-                    self._produce(f"{manifest.name}/{version}/{number}", None)
+                    self._produce(self._topic, f"{manifest.name}/{version}/{number}", None)
 
         self._transact(fill)
         failpoint("trainer-published")
@@ -146,11 +154,11 @@ class ModelPublisher:
         """Let go of the connections; a transaction in doubt is ended by the broker's time-out."""
         self._member.close()
 
-    def _produce(self, key: str, value: bytes | None, *, topic: str | None = None) -> None:
+    def _produce(self, topic: str, key: str, value: bytes | None) -> None:
         deadline = time.monotonic() + _CALL_S
         while True:
             try:
-                self._producer.produce(topic or self._topic, value, key, partition=_MODELS_PARTITION)
+                self._producer.produce(topic, value, key, partition=_MODELS_PARTITION)
             except BufferError as error:
                 if time.monotonic() > deadline:
                     raise BrokerAway("the producer's queue stays full") from error

@@ -40,7 +40,7 @@ class TrainerSettings:
         publish_every_transitions: the first model goes out once what is there is learned, others at every
             multiple of this count, whatever the clock says, and once more when input pauses for
             `publish_interval_s`; 0 for by the clock.
-        versions_kept: model versions whose parts stay in the topic, the newest included.
+        versions_kept: model versions whose parts stay in `models`, the newest included; `model-versions` has them all.
         in_flight_bytes: transitions handed to the child and not yet consumed; more waits in Kafka.
         stop_timeout_s: a child that has not checkpointed and ended by then is killed (its last checkpoint
             stands).

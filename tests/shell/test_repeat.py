@@ -1,16 +1,22 @@
 """Which records a repeated batch takes, and which ranges there are."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from headwater import repeat
 from headwater.from_topics import range_of
 from headwater.repeat import Log, NotRepeatableError, again
+from headwater.settings import Settings
+from model_core import model_file
+from model_core.config import EncoderSettings
 from model_core.errors import SettingsError
-from model_core.records import Step
+from model_core.records import Step, encode
+from model_core.serving import ServingModel
 from streams.ports import Landing
 from streams.store import MemoryStore
 from streams.task import Identity, StreamTask
@@ -101,3 +107,40 @@ def test_ranges_are_names_numbers_or_dates() -> None:
     for wrong in ("kafka:", "kafka:1", "kafka:a..b", "kafka:9..9", "kafka:end..beginning"):
         with pytest.raises(SettingsError, match="expected kafka:FROM"):
             range_of(wrong)
+
+
+class Held:
+    """Topics as a broker would give them to a `Reader`: `models` after its compaction, every version beside it."""
+
+    def __init__(self, versions: range) -> None:
+        self.models: dict[str, bytes | None] = {}
+        self.versions: list[tuple[str, bytes]] = []
+        for version in versions:
+            made = ServingModel.initial(EncoderSettings())
+            made.version = version
+            manifest, parts = model_file.pack(made)
+            named = {f"{manifest.name}/{version}/{number}": part for number, part in enumerate(parts)}
+            self.versions += [*named.items(), (f"{manifest.name}/{version}", encode(manifest))]
+            dropped = {key: None for key in self.models if "/" in key}
+            self.models |= {**dropped, **named, manifest.name: encode(manifest)}
+
+    def __call__(self, _: Any, roles: list[str]) -> Any:
+        held: dict[str, list[Any]] = {"items": [], "models": [*self.models.items()], "model-versions": self.versions}
+        messages: list[Any] = [
+            (roles[0], SimpleNamespace(key=key.encode, value=lambda value=value: value))
+            for key, value in held[roles[0]]
+        ]
+        return nullcontext(SimpleNamespace(to_the_end=lambda: messages))
+
+
+def test_steps_of_an_older_model_are_repeated_after_compaction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`models` has the newest version alone by then; each of the others is found, verified, under its own manifest."""
+    held = Held(range(1, 6))
+    monkeypatch.setattr(repeat, "Reader", held)
+    topics = repeat.Topics(Settings())
+    assert [topics.model(version).version for version in (1, 5, 3)] == [1, 5, 3]
+    held.versions = []
+    topics = repeat.Topics(Settings())
+    assert topics.model(5).version == 5
+    with pytest.raises(NotRepeatableError, match="model 3 served, and model-versions has not its manifest any more"):
+        topics.model(3)

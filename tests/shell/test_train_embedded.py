@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from model_core import model_file
+from streams.topics import MODEL_VERSIONS
 from streams.training.publish import published_parts
 from tests.shell.train_child import POISON
 from tests.shell.train_helpers import transition
@@ -49,7 +50,7 @@ def test_transitions_become_whole_models_and_a_stop_commits(broker: str, tmp_pat
 
 
 def test_old_versions_are_removed_and_the_last_ones_stay(broker: str, tmp_path: Path) -> None:
-    """Of five versions the parts of two get nulls; the latest three stay whole."""
+    """Of five versions the parts of two get nulls; the latest three stay whole, and all where all versions stay."""
     bench = Bench(broker, tmp_path, "old")
     bench.transitions(0, 200)
     with bench.trainer() as trainer:
@@ -59,6 +60,8 @@ def test_old_versions_are_removed_and_the_last_ones_stay(broker: str, tmp_path: 
         assert trainer.wait(10) == 0
     client = {"bootstrap.servers": broker}
     assert published_parts(client, bench.settings.topic("models")) == {"fake": {3: {0, 1}, 4: {0, 1}, 5: {0, 1}}}
+    every = {version: {0, 1} for version in range(1, 6)}
+    assert published_parts(client, bench.settings.topic(MODEL_VERSIONS)) == {"fake": every}
 
 
 def test_an_error_of_the_learner_ends_the_role_with_1(broker: str, tmp_path: Path) -> None:
