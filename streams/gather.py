@@ -143,10 +143,15 @@ class Gather:
 
 
 def _event_time_ms(record: SourceRecord) -> int:
-    """Event time of a record, -1 where it has none that can be read: such a record waits for nothing."""
+    """Event time of a record, -1 where it has none that can be read: such a record waits for nothing.
+
+    No record is later than its log, give or take a skew: what says so is refused later, and must not hold up or let
+    go of others here.
+    """
     if record.value is None:
         return -1
     try:
-        return _peek.decode(record.value).event_time_ms
-    except (msgspec.DecodeError, RecursionError):
+        time_ms = _peek.decode(record.value).event_time_ms
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return -1
+    return time_ms if record.log_time_ms is None else min(time_ms, record.log_time_ms)

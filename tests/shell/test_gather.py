@@ -83,3 +83,13 @@ def test_what_is_full_says_so_until_half_of_it_is_gone() -> None:
     assert made.take(300) is not None
     assert not made.full("impressions")
     assert made.low("impressions")
+
+
+def test_a_record_from_the_future_neither_holds_up_its_topic_nor_ends_the_waiting() -> None:
+    """It counts as of its log's time: a clock that is wrong by years must not switch the merging off."""
+    made = gather(behind=frozenset({"impressions"}))
+    absurd = b'{"event_time_ms": 9000000000000000}'
+    made.put("impressions", [SourceRecord("impressions", 0, 100, b"u", absurd)])
+    assert made.take(1) is not None
+    made.put("clicks", records("clicks", 0, [10_000]))
+    assert made.take(10) is None, "impressions are at 100, and more are on the way"
