@@ -211,11 +211,21 @@ def produce(context: click.Context, /, feed: str, *, as_json: bool, **options: A
 @click.option(
     "--verify", is_flag=True, help="Repeat the workers' own steps, and compare bit for bit; 4 where they differ."
 )
+@click.option("--compare", is_flag=True, help="Say what it would change of the live state, and for how many users.")
 @click.option("--publish", is_flag=True, help="Put the state where workers go live from it; only where there is none.")
 @_JSON
 @click.pass_context
 def replay(
-    context: click.Context, /, source: str, out: Path, *, verify: bool, publish: bool, as_json: bool, **options: Any
+    context: click.Context,
+    /,
+    source: str,
+    out: Path,
+    *,
+    verify: bool,
+    compare: bool,
+    publish: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Backfill SOURCE through the same engine: a feed, as of `produce`, or what the topics hold.
 
@@ -231,9 +241,9 @@ def replay(
         from headwater.from_topics import replay_topics  # noqa: PLC0415
 
         taken = {name: options[name] for name in ("model", "batch")}
-        summary = replay_topics(settings, source, out, verify=verify, publish=publish, **taken)
-    elif verify or publish:
-        raise click.UsageError("--verify and --publish: expected a kafka: source")
+        summary = replay_topics(settings, source, out, verify=verify, publish=publish, compare=compare, **taken)
+    elif verify or publish or compare:
+        raise click.UsageError("--verify, --compare and --publish: expected a kafka: source")
     else:
         summary = run(settings, source, out, **options)
     _print(summary) if as_json else click.echo(described(summary))

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import msgspec
 import xxhash
 
+from headwater import comparison
 from headwater.backfill import task_of
 from headwater.reading import Reader, require_broker
 from headwater.repeat import Log, Topics, repeat
@@ -92,6 +93,7 @@ def replay_topics(
     batch: int = 1_000,
     verify: bool = False,
     publish: bool = False,
+    compare: bool = False,
 ) -> Replayed:
     """Replay what the topics hold.
 
@@ -103,6 +105,7 @@ def replay_topics(
         batch: records of a batch.
         verify: repeat the steps of the workers and compare.
         publish: put the state where workers go live from it.
+        compare: say what would change of the live state, and for how many.
 
     Raises:
         SettingsError: a wrong range, a folder in use, options that do not go together, or state where there is some.
@@ -131,6 +134,9 @@ def replay_topics(
             else:
                 run.partition(partition, store, held, model)
         users = sum(1 for store in stores for _ in store.users())
+        replayed = (user for store in stores for user, _ in store.users())
+        files.flush()
+        compared = comparison.compare(settings, out, replayed) if compare else None
         published = _publish(settings, stores, known, run) if publish else None
     seconds = time.monotonic() - started_s
     taken = sum((Counter(one.records) for one in verified), run.records)
@@ -147,6 +153,7 @@ def replay_topics(
         verified=verified,
         same=all(one.difference is None for one in verified) if verify else None,
         published=published,
+        compared=compared,
     )
 
 

@@ -8,7 +8,9 @@ from typing import IO, Any, Final
 
 import msgspec
 
+from headwater import comparison
 from headwater.backfill import Backfill
+from headwater.comparison import Compared
 from headwater.feeds import feed_of
 from headwater.repeat import Partition
 from headwater.settings import Settings
@@ -58,6 +60,7 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
         verified: with `--verify`, each partition with its hashes and the first difference.
         same: with `--verify`, whether all hashes are the same and no step differs.
         published: with `--publish`, users whose state workers go on from.
+        compared: with `--compare`, what would change of the live state, and for how many.
     """
 
     source: str
@@ -72,6 +75,7 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     verified: list[Partition] = []
     same: bool | None = None
     published: int | None = None
+    compared: Compared | None = None
 
 
 class Files:
@@ -89,6 +93,11 @@ class Files:
             self._write(output.role, _line(output))
         if landing.step is not None:
             self._write("steps", landing.step)
+
+    def flush(self) -> None:
+        """Let others read what was written."""
+        for file in self._files.values():
+            file.flush()
 
     def _write(self, topic: str, line: bytes) -> None:
         self._files[topic].write(line + b"\n")
@@ -239,6 +248,7 @@ def described(replayed: Replayed) -> str:
         *(f"  {count:>10,} {topic}" for topic, count in replayed.outputs.items()),
         *(f"  {count:>10,} {outcome}" for outcome, count in sorted(replayed.outcomes.items())),
         *map(_verified, replayed.verified),
+        *([] if replayed.compared is None else comparison.described(replayed.compared)),
         *([] if replayed.published is None else [f"Published {replayed.published:,} users: workers go on from there."]),
         f"Written to {replayed.out}.",
     ]

@@ -12,6 +12,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from model_core import user_state
@@ -113,8 +114,7 @@ class Log:
             ended.result()
 
 
-def settings(**limits: int) -> StreamSettings:
-    return StreamSettings(idle_ms=0, refresh_users_per_s=0, **limits)
+SETTINGS = StreamSettings(idle_ms=0, refresh_users_per_s=0)
 
 
 def counted(number: int, role: Any = "impressions") -> SourceRecord:
@@ -127,7 +127,7 @@ def test_a_burst_waits_in_the_log_while_the_event_loop_turns() -> None:
     Every landing waits until the loop has turned a hundred times more: if it were held, nothing would ever land, and
     the consumer would miss its polls.
     """
-    limits = settings(max_batch_records=100, max_buffered_records=1_000)
+    limits = replace(SETTINGS, max_batch_records=100, max_buffered_records=1_000)
     log = Log({"impressions": [counted(number) for number in range(100 * 100)]})
     landings = 0
 
@@ -185,7 +185,7 @@ def test_a_topic_that_is_hours_ahead_waits_for_the_other() -> None:
         for number in range(count)
     ]
     over = json.dumps({"heartbeat": True, "event_time_ms": T0 + 12 * HOUR_MS}).encode()
-    ends = {role: SourceRecord(role, count, None, None, over) for role in ("impressions", "clicks")}  # type: ignore[arg-type]
+    ends = {role: SourceRecord(role, count, None, None, over) for role in ("impressions", "clicks")}
     log = Log({"impressions": [*shown, ends["impressions"]], "clicks": [*clicks, ends["clicks"]]}, slowly="clicks")
     store, most = MemoryStore(), 0
 
@@ -196,7 +196,7 @@ def test_a_topic_that_is_hours_ahead_waits_for_the_other() -> None:
 
     transaction = Landed(count_open)
     task = StreamTask(0, engine(), store, transaction, Identity("c", 1, list))
-    asyncio.run(log.consume(task, settings(max_batch_records=200), lambda: _taken(store)))
+    asyncio.run(log.consume(task, replace(SETTINGS, max_batch_records=200), lambda: _taken(store)))
     assert transaction.dead == []
     assert 0 < most < count // 50 // 2, "half of what a user was shown would be too many"
     assert transaction.outputs["transitions"] == count
@@ -208,8 +208,8 @@ def hammer(events: int) -> tuple[int, int, float]:
     store, transaction = MemoryStore(), Landed()
     task = StreamTask(0, engine(), store, transaction, Identity("c", 1, list))
     offsets = {"impressions": 0, "clicks": 0}
-    largest = 0
-    halfway = peak = 0
+    largest = halfway = peak = 0
+    stored = b""
     began_s = time.monotonic()
     tracemalloc.start()
     for first in range(0, events, 500):
@@ -226,7 +226,7 @@ def hammer(events: int) -> tuple[int, int, float]:
             offsets[batch[-1].role] += 1
         task.process(batch, {role: (before[role], offsets[role]) for role in offsets})
         transaction.values.clear()
-        (stored,) = (value for _, value in store.starting(b"u").items())
+        (stored,) = store.starting(b"u").values()
         largest = max(largest, len(stored))
         used, _ = tracemalloc.get_traced_memory()
         halfway = used if first < events // 2 else halfway
