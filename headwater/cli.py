@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import click
 
-from model_core.config import Algorithm, LearnerSettings
+from model_core.config import Algorithm, Depth, EncoderKind, LearnerSettings, Objective
 from model_core.errors import HeadwaterError, SettingsError
 
 if TYPE_CHECKING:
@@ -249,6 +249,51 @@ def replay(
     _print(summary) if as_json else click.echo(described(summary))
     if summary.same is False:
         raise SystemExit(CHECK_FAILED)
+
+
+@cli.command()
+@click.option("--data", required=True, metavar="FEED", help="movielens, a JSONL log, or another feed of `produce`.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the model's files; resumed.")
+@click.option("--kind", type=click.Choice(get_args(EncoderKind)), help="Of the encoder; else encoder.kind.")
+@click.option("--start", type=click.Path(path_type=Path, exists=True), help="Folder of a model to start from.")
+@click.option("--other-catalogue", is_flag=True, help="Of --start take the words, not the ids: its items are others.")
+@click.option("--fine-tune", type=click.Choice(get_args(Objective)), help="Afterwards, on what was shown.")
+@click.option("--depth", type=click.Choice(get_args(Depth)), default="last", show_default=True, help="Fine-tuned.")
+@click.option("--publish", is_flag=True, help="Put the model on the topic, as the next version.")
+@click.option("--seed", default=1, show_default=True, help="Of weights and of all draws.")
+@_JSON
+@click.pass_context
+def pretrain(context: click.Context, /, *, kind: str | None, as_json: bool, **options: Any) -> None:
+    """Pretrain the sequence encoder on a log: the next item, or masked ones; a model as the trainer would make it.
+
+    Under `torchrun -m headwater pretrain …` several processes share every epoch.
+    """
+    _prepare_to_compute()
+    from headwater.pretrain import PretrainOptions, described  # noqa: PLC0415 - after the threads are set
+    from headwater.pretrain import pretrain as run  # noqa: PLC0415
+
+    settings = _load(context, **{"encoder.kind": kind}).settings
+    found = run(settings, PretrainOptions(**options), show=lambda line: click.echo(line, err=True))
+    if found is not None:
+        _print(found) if as_json else click.echo(described(found))
+
+
+@cli.command("benchmark-model")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--data", required=True, metavar="FEED", help="movielens, a JSONL log, or another feed of `produce`.")
+@click.option("--test-share", default=0.1, show_default=True, help="Of the events, the latest: what is told.")
+@click.option("--examples", default=2_000, show_default=True, type=click.IntRange(min=1), help="Of them, at most.")
+@click.option("--seed", default=1, show_default=True, help="Of draws.")
+@_JSON
+@click.pass_context
+def benchmark_model(context: click.Context, /, model: Path, *, as_json: bool, **options: Any) -> None:
+    """How well the MODEL in a folder ranks what came next in a log, beside popularity and a Markov chain."""
+    _prepare_to_compute()
+    from headwater.benchmark_model import BenchmarkOptions, described  # noqa: PLC0415 - after the threads are set
+    from headwater.benchmark_model import benchmark_model as run  # noqa: PLC0415
+
+    found = run(_load(context).settings, BenchmarkOptions(model, **options))
+    _print(found) if as_json else click.echo(described(found))
 
 
 @cli.group("dead-letters")

@@ -7,13 +7,13 @@ import msgspec
 import numpy as np
 
 from headwater.reading import Reader, require_broker
-from headwater.replay import MANIFEST, WEIGHTS
 from headwater.settings import Settings
 from model_core import records, user_state
 from model_core.bandit import head
 from model_core.errors import HeadwaterError
 from model_core.records import ModelManifest
 from model_core.user_state import UserState
+from streams.model_files import MANIFEST, WEIGHTS
 from streams.models import verified
 from streams.ports import USER, Due, unpack
 from streams.topics import CHANGELOG, partition_for

@@ -15,20 +15,17 @@ from headwater.feeds import feed_of
 from headwater.repeat import Partition
 from headwater.settings import Settings
 from headwater.workers import engine_of
-from model_core import model_file, records
 from model_core.engine import Engine
 from model_core.errors import SettingsError
 from model_core.intake import SourceRecord
-from model_core.records import ModelManifest
 from producers.feeds.feed import Feed, FeedRecord
 from producers.heartbeats import Heartbeats
+from streams import model_files
 from streams.ports import Landing, Output
 from streams.store import RocksStore
 from streams.topics import partition_for
 
 __all__ = [
-    "MANIFEST",
-    "WEIGHTS",
     "Files",
     "Replayed",
     "described",
@@ -38,8 +35,6 @@ __all__ = [
     "store_in",
 ]
 
-MANIFEST: Final = "manifest.json"
-WEIGHTS: Final = "model.safetensors"
 _HEARTBEAT_MS: Final = 10_000
 _TOPICS: Final = ("recommendations", "transitions", "dead-letters", "erasures", "steps")
 
@@ -191,9 +186,7 @@ def engine_with(settings: Settings, model: Path | None) -> Engine:
     """
     engine = engine_of(settings)
     if model is not None:
-        engine.model = model_file.unpack(
-            records.decode_as(ModelManifest, (model / MANIFEST).read_bytes()), [(model / WEIGHTS).read_bytes()]
-        )
+        engine.model = model_files.read(model)
     return engine
 
 

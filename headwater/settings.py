@@ -25,6 +25,7 @@ from model_core.config import (
     JoinSettings,
     LearnerSettings,
     PolicySettings,
+    PretrainingSettings,
     StrategySettings,
 )
 from model_core.engine import EngineSettings
@@ -84,6 +85,7 @@ class Settings:
     learner: LearnerSettings = field(default_factory=LearnerSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    pretraining: PretrainingSettings = field(default_factory=PretrainingSettings)
 
     @property
     def engine(self) -> EngineSettings:

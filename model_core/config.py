@@ -14,6 +14,7 @@ from model_core.errors import SettingsError
 __all__ = [
     "TEXT",
     "Algorithm",
+    "Depth",
     "EncoderKind",
     "EncoderSettings",
     "EvaluationSettings",
@@ -21,6 +22,7 @@ __all__ = [
     "HeadSettings",
     "JoinSettings",
     "LearnerSettings",
+    "Objective",
     "PolicySettings",
     "PretrainingSettings",
     "Strategy",
@@ -32,7 +34,7 @@ _MINUTE_MS = 60_000
 Algorithm = Literal["double-q-learning", "q-learning", "sarsa", "reinforce", "a2c", "ppo"]
 """Names of the learners."""
 
-EncoderKind = Literal["gru", "lstm", "causal-transformer", "masked-transformer"]
+EncoderKind = Literal["gru", "trace-gru", "lstm", "causal-transformer", "masked-transformer"]
 """Names of the sequence encoders."""
 Fusion = Literal["addition", "concatenation", "product", "gating", "attention"]
 """Names of the ways in which an item's feature groups become one vector."""
@@ -47,6 +49,12 @@ _NAME: Final = re.compile(r"[\w-]+")
 
 _TEXT_LENGTH: Final = {"wordllama": 64}
 """Coordinates of a text vector by source: of wordllama's 256 the first 64, which its authors trained to do alone."""
+
+Objective = Literal["click", "rating"]
+"""What a pretrained model is fine-tuned for."""
+
+Depth = Literal["frozen", "last", "all"]
+"""How much of it changes then: the head alone, the layers before it too, everything."""
 
 
 def _expect(holds: bool, key: str, value: object, expected: str) -> None:  # noqa: FBT001 - an assertion's argument
@@ -296,8 +304,9 @@ class EncoderSettings:
     """The sequence encoder and the features φ(s, a) = u(s) ⊙ v(a).
 
     Attributes:
-        kind: what reads the history: `gru` or `lstm`, whose state moves one step an event, or `causal-transformer` or
-            `masked-transformer`, which read it again (docs/algorithms/sequence-encoders.md has quality and cost).
+        kind: what reads the history: `gru`, `trace-gru` or `lstm`, whose state moves one step an event, or
+            `causal-transformer` or `masked-transformer`, which read it again (docs/algorithms/sequence-encoders.md has
+            quality and cost).
         dimension: d of φ and of every user's head.
         item_coordinates: of them, those where u is 1: what an item is worth to anybody.
         hidden: size of the state that the encoder leaves; an LSTM's two halves are its output and its memory.
@@ -305,6 +314,7 @@ class EncoderSettings:
         id_rows: rows of the hashed table of item ids; two for each item.
         token_rows: rows of the hashed table of words, categories, numbers, traits and contexts.
         tokens_per_item: words of an item that count, the first ones; as many tokens of its categories and numbers.
+        traces: decaying sums of past inputs beside the GRU of a `trace-gru`.
         layers: of a Transformer.
         heads: of a Transformer's attention; they divide `hidden`.
         window: entries that a Transformer's attention reaches back, of 50 that a transition carries.
@@ -323,6 +333,7 @@ class EncoderSettings:
     id_rows: int = 8192
     token_rows: int = 4096
     tokens_per_item: int = 24
+    traces: int = 2
     layers: int = 2
     heads: int = 2
     window: int = 50
@@ -336,6 +347,11 @@ class EncoderSettings:
         """Length of each vector of an item that counts, that of its text included, by name."""
         text = {TEXT: _TEXT_LENGTH[self.text]} if self.text != "none" else {}
         return {**text, **dict(sorted(self.vectors.items()))}
+
+    @property
+    def state(self) -> int:
+        """Numbers in a user's state."""
+        return self.hidden + (self.traces * self.embedding if self.kind == "trace-gru" else 0)
 
     def check(self) -> None:
         """Raise `SettingsError` where a value is out of range."""
@@ -351,6 +367,7 @@ class EncoderSettings:
             "id_rows",
             "token_rows",
             "tokens_per_item",
+            "traces",
             "layers",
             "heads",
             "window",

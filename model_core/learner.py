@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from model_core.bandit.head import Prior
 from model_core.config import EncoderSettings, EvaluationSettings, LearnerSettings, StrategySettings
-from model_core.encoder.network import ItemBatch, Network
+from model_core.encoder.network import ItemBatch, Network, take_weights
 from model_core.errors import SettingsError
 from model_core.features.tokens import context_tokens, item_tokens, trait_tokens
 from model_core.meta import empirical_bayes
@@ -162,6 +162,15 @@ class Learner:
             Rows(self._item_row, self._tokens),
             keeps=self._algorithm.keeps,
         )
+
+    def start_from(self, model: ServingModel) -> None:
+        """Begin with the weights of a model, such as a pretrained one; a checkpoint overrules it.
+
+        Raises:
+            ModelError: it is of another shape.
+        """
+        for network in (self._online, self._target):
+            take_weights(network, model)
 
     @property
     def buffer_size(self) -> int:

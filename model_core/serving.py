@@ -38,6 +38,8 @@ MAX_POSITIONS: Final = 32
 _BLOCK: Final = 64
 """Rows of one matrix product over items: BLAS rounds rows at the edge of a product otherwise than those inside."""
 _VALUE_HIDDEN: Final = 16
+_SLOWEST_TRACE: Final = 2.2
+"""σ⁻¹(0.9): at first a trace forgets a tenth an event, the fastest a half."""
 _WEAK_PRECISION: Final = 4.0
 _WEAK_NOISE: Final = 0.1
 """Before the first model: a standard deviation of 0.5 a coordinate, and the noise of a click rate near a tenth."""
@@ -46,7 +48,7 @@ _WEAK_NOISE: Final = 0.1
 def weight_shapes(settings: EncoderSettings) -> dict[str, tuple[int, ...]]:
     """Shape of every weight, by name."""
     taste = settings.dimension - settings.item_coordinates - 2
-    state = settings.hidden + settings.embedding
+    state = settings.state + settings.embedding
     return {
         "id_table": (settings.id_rows, settings.embedding),
         "token_table": (settings.token_rows, settings.embedding),
@@ -58,7 +60,7 @@ def weight_shapes(settings: EncoderSettings) -> dict[str, tuple[int, ...]]:
         "item_taste_bias": (taste,),
         "item_worth": (settings.embedding, settings.item_coordinates),
         "item_worth_bias": (settings.item_coordinates,),
-        "value_in": (settings.hidden, _VALUE_HIDDEN),
+        "value_in": (settings.state, _VALUE_HIDDEN),
         "value_in_bias": (_VALUE_HIDDEN,),
         "value_out": (_VALUE_HIDDEN, 1),
         "value_out_bias": (1,),
@@ -75,6 +77,8 @@ def initial_weights(settings: EncoderSettings, seed: int) -> dict[str, Float32Ar
             weights[name] = np.zeros(shape, np.float32)
         elif name.endswith("_gain"):
             weights[name] = np.ones(shape, np.float32)
+        elif name == "trace_decay":
+            weights[name] = np.linspace(0.0, _SLOWEST_TRACE, shape[0], dtype=np.float32)[:, None]
         elif name == "token_table":
             weights[name] = rng.normal(0.0, 0.5, shape).astype(np.float32)
         else:
@@ -143,7 +147,7 @@ class ServingModel:
     @property
     def hidden(self) -> int:
         """Size H of the state."""
-        return self.settings.hidden
+        return self.settings.state
 
     @property
     def groups(self) -> dict[str, slice]:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model_core.config import EncoderKind, EncoderSettings
-from model_core.encoder import causal_transformer, gru, lstm, masked_transformer
+from model_core.encoder import causal_transformer, gru, lstm, masked_transformer, trace_gru
 
 __all__ = ["KINDS", "Kind"]
 
@@ -45,7 +45,7 @@ def _recurrent(shapes: Callable[[EncoderSettings], dict[str, tuple[int, ...]]], 
         weights: Weights, settings: EncoderSettings, x: Float32Array, reward: Float32Array, length: IntArray
     ) -> Float32Array:
         users, longest = reward.shape
-        states = np.zeros((users, longest + 1, settings.hidden), np.float32)
+        states = np.zeros((users, longest + 1, settings.state), np.float32)
         for place in range(longest):
             moved = advance(weights, states[:, place], x[:, place], reward[:, place])
             states[:, place + 1] = np.where((place < length)[:, None], moved, states[:, place])
@@ -61,6 +61,7 @@ def _recurrent(shapes: Callable[[EncoderSettings], dict[str, tuple[int, ...]]], 
 
 KINDS: Final[Mapping[EncoderKind, Kind]] = {
     "gru": _recurrent(gru.shapes, gru.advance),
+    "trace-gru": _recurrent(trace_gru.shapes, trace_gru.advance),
     "lstm": _recurrent(lstm.shapes, lstm.advance),
     "causal-transformer": Kind(causal_transformer.shapes, causal_transformer.encode, causal_transformer.last),
     "masked-transformer": Kind(masked_transformer.shapes, masked_transformer.encode, masked_transformer.last),

@@ -12,9 +12,11 @@ from torch.nn import functional
 from model_core.config import EncoderSettings
 from model_core.encoder import states as encoders
 from model_core.encoder.fusion import fuse
-from model_core.serving import initial_weights
+from model_core.encoder.kinds import KINDS
+from model_core.errors import ModelError
+from model_core.serving import ServingModel, initial_weights
 
-__all__ = ["ItemBatch", "Network"]
+__all__ = ["ItemBatch", "Network", "take_weights"]
 
 
 class ItemBatch(NamedTuple):
@@ -80,7 +82,7 @@ class Network(nn.Module):
     @property
     def recurrent(self) -> bool:
         """Whether a state moves one step an event."""
-        return self.settings.kind in ("gru", "lstm")
+        return KINDS[self.settings.kind].advance is not None
 
     def states(
         self, x: Tensor, reward: Tensor, length: Tensor, start: Tensor | None = None, dropout: float = 0.0
@@ -95,10 +97,10 @@ class Network(nn.Module):
         if self.settings.kind == "causal-transformer":
             states = encoders.causal(self.tables, self.settings, x, reward, dropout)
         else:
-            step = encoders.gru if self.settings.kind == "gru" else encoders.lstm
-            states = step(self.tables, x, reward, x.new_zeros(len(x), self.settings.hidden) if start is None else start)
+            step = {"gru": encoders.gru, "trace-gru": encoders.trace_gru, "lstm": encoders.lstm}[self.settings.kind]
+            states = step(self.tables, x, reward, x.new_zeros(len(x), self.settings.state) if start is None else start)
         place = torch.arange(states.shape[1], device=x.device)[None].expand(len(x), -1)
-        return states.gather(1, place.minimum(length[:, None])[:, :, None].expand(-1, -1, self.settings.hidden))
+        return states.gather(1, place.minimum(length[:, None])[:, :, None].expand(-1, -1, states.shape[2]))
 
     def last(self, x: Tensor, reward: Tensor, length: Tensor) -> Tensor:
         """State after each whole history, arguments as of `states`: [n, H]."""
@@ -151,3 +153,25 @@ class Network(nn.Module):
     def weights(self) -> Mapping[str, npt.NDArray[np.float32]]:
         """The weights that serve, as numpy arrays of their own."""
         return {name: table.detach().float().cpu().numpy().copy() for name, table in self.tables.items()}
+
+
+def take_weights(network: Network, model: ServingModel, *, same_catalogue: bool = True) -> None:
+    """Give a network a model's weights; of another catalogue all but the ids'.
+
+    Raises:
+        ModelError: the shapes are others.
+    """
+    ours = {name: tuple(table.shape) for name, table in network.tables.items()}
+    theirs = {name: weight.shape for name, weight in model.weights.items()}
+    if ours != theirs:
+        differing = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+        raise ModelError(
+            f"model {model.version} is of another shape ({', '.join(differing)}): start with its encoder settings"
+        )
+    mean = np.linalg.solve(model.prior.precision, model.prior.information)
+    with torch.no_grad():
+        for name, table in network.tables.items():
+            if same_catalogue or name != "id_table":
+                table.copy_(torch.from_numpy(model.weights[name]))
+        network.reward_weights.copy_(torch.from_numpy(mean))
+        network.choice_weights.copy_(torch.from_numpy(mean / max(float(np.abs(mean).mean()), 1e-6)))

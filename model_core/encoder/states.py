@@ -12,7 +12,7 @@ from torch.nn import functional
 from model_core.config import EncoderSettings
 from model_core.encoder import attention, causal_transformer, masked_transformer
 
-__all__ = ["causal", "gru", "lstm", "masked"]
+__all__ = ["causal", "gru", "lstm", "masked", "trace_gru"]
 
 Tables = Mapping[str, Tensor] | nn.ParameterDict
 
@@ -23,6 +23,20 @@ def gru(tables: Tables, x: Tensor, reward: Tensor, start: Tensor) -> Tensor:
     inputs = torch.cat([x, reward[:, :, None]], dim=2)
     outputs, _ = torch.gru(inputs, start[None], weights, True, 1, 0.0, False, False, True)
     return torch.cat([start[:, None], outputs], dim=1)
+
+
+def trace_gru(tables: Tables, x: Tensor, reward: Tensor, start: Tensor) -> Tensor:
+    """States [h, traces] after each entry, from `start` [n, H + K E] on: [n, L + 1, H + K E]."""
+    size = tables["gru_hidden"].shape[1]
+    users, length, width = x.shape
+    states = gru(tables, x, reward, start[:, :size].contiguous())
+    keep = torch.sigmoid(tables["trace_decay"])[:, :, None]
+    place = torch.arange(length + 1, device=x.device)
+    back = place[:, None] - 1 - torch.arange(length, device=x.device)[None]
+    share = torch.where(back >= 0, keep ** back.clamp(min=0) * (1 - keep**2).sqrt(), 0.0)
+    first = start[:, size:].view(users, -1, width)
+    traces = torch.einsum("kts,nse->ntke", share, x) + torch.einsum("kt,nke->ntke", keep[:, 0] ** place, first)
+    return torch.cat([states, traces.reshape(users, length + 1, -1)], dim=2)
 
 
 def lstm(tables: Tables, x: Tensor, reward: Tensor, start: Tensor) -> Tensor:

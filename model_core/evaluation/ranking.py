@@ -91,7 +91,7 @@ def coverage(lists: IntArray, items: int) -> float:
     return len(np.unique(lists[lists >= 0])) / items
 
 
-def novelty(lists: IntArray, counts: IntArray) -> FloatArray:
+def novelty(lists: IntArray, counts: npt.NDArray[np.integer | np.floating]) -> FloatArray:
     """Mean surprise of a list's items in bits, - log₂ of their share of all events (one more for each); float64[n]."""
     surprise = -np.log2((counts + 1.0) / (counts.sum() + len(counts)))
     shown = lists >= 0
@@ -130,11 +130,22 @@ def exposure(lists: IntArray, groups: FloatArray) -> FloatArray:
     return found
 
 
-def bootstrap(values: FloatArray, seed: int) -> Interval:
-    """The mean over users (float64[n], one of each) with its 95 % interval, by resampling them; NaN of nobody."""
+def bootstrap(values: FloatArray, seed: int, person: IntArray | None = None) -> Interval:
+    """The mean with its 95 % interval, by resampling people.
+
+    Args:
+        values: float64[n].
+        seed: of the resampling.
+        person: int64[n], whose each value is; each is somebody else's for None.
+
+    Returns:
+        NaN where there is nobody.
+    """
     if not len(values):
         return Interval(np.nan, np.nan, np.nan)
+    _, whose = np.unique(np.arange(len(values)) if person is None else person, return_inverse=True)
+    total, count = np.bincount(whose, values), np.bincount(whose)
     rng = np.random.default_rng(seed)
-    drawn = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(_RESAMPLES)]
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    drawn = rng.integers(len(total), size=(_RESAMPLES, len(total)))
+    low, high = np.quantile(total[drawn].sum(axis=1) / count[drawn].sum(axis=1), [0.025, 0.975])
     return Interval(float(values.mean()), float(low), float(high))

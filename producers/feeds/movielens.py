@@ -39,8 +39,8 @@ class Rating(NamedTuple):
     time_ms: int
 
 
-def ratings(wheel: Path) -> list[Rating]:
-    """All ratings in time order; those of one time by user and item."""
+def ratings(wheel: Path, *, as_filed: bool = False) -> list[Rating]:
+    """All ratings in time order; those of one time by user and item, or as they stand in the file."""
     rows = (
         Rating(
             row["user_id"],
@@ -50,6 +50,8 @@ def ratings(wheel: Path) -> list[Rating]:
         )
         for row in _rows(wheel, "inter")
     )
+    if as_filed:
+        return sorted(rows, key=lambda rating: rating.time_ms)
     return sorted(rows, key=lambda rating: (rating.time_ms, rating.user_id, rating.item_id))
 
 

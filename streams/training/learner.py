@@ -1,5 +1,6 @@
 """The real learner as the child's loop wants it; the one module of the shell that imports torch."""
 
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -7,10 +8,11 @@ import torch
 from model_core import model_file
 from model_core.learner import Learner
 from model_core.records import ModelManifest
+from streams import model_files
 from streams.training.loop import TrainableLearner
 from streams.training.messages import Start
 
-__all__ = ["PackingLearner", "create"]
+__all__ = ["PackingLearner", "create", "learner_of"]
 
 
 class PackingLearner(Learner):
@@ -25,6 +27,16 @@ def create(start: Start) -> TrainableLearner:
     """A new learner under these settings, on as many threads as it may use."""
     torch.set_num_threads(start.trainer.threads)
     torch.set_num_interop_threads(1)
+    return cast("TrainableLearner", learner_of(start))
+
+
+def learner_of(start: Start) -> PackingLearner:
+    """A new learner under these settings, with the weights of `trainer.start` where one is named.
+
+    Raises:
+        SettingsError: there are no model's files in that folder.
+        ModelError: they are damaged, or of another shape.
+    """
     learner = PackingLearner(
         start.learner,
         start.encoder,
@@ -33,4 +45,6 @@ def create(start: Start) -> TrainableLearner:
         strategies=start.strategies,
         evaluation=start.evaluation,
     )
-    return cast("TrainableLearner", learner)
+    if start.trainer.start:
+        learner.start_from(model_files.read(Path(start.trainer.start)))
+    return learner

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import msgspec
 
+from model_core.config import EncoderSettings
 from model_core.errors import DecodeError
 from model_core.records import Erased, Evaluation, Item, ModelManifest, Transition, decode, decode_as, encode
 from streams.failpoints import failpoint
@@ -229,7 +230,7 @@ class TrainingLoop:
                 f"{path} was trained from {header.source}, the input is {self._start.source}; "
                 "its offsets mean nothing there: name another trainer.checkpoint_dir or move it away"
             )
-        if header.encoder != self._encoder:
+        if msgspec.json.decode(header.encoder, type=EncoderSettings) != self._start.encoder:
             raise CheckpointError(
                 f"{path} was trained with encoder settings {header.encoder}, now they are {self._encoder}; "
                 "its weights do not fit: name another trainer.checkpoint_dir or restore the settings"

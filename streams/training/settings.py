@@ -22,6 +22,8 @@ class TrainerSettings:
 
     Attributes:
         device: a torch device: `auto` (the first CUDA device, else the CPU), `cpu`, `cuda`, `cuda:1`.
+        start: folder of a model's files (of `headwater pretrain`) that the trainer begins with where it has no
+            checkpoint; empty for untrained weights.
         threads: of torch on the CPU; serving shares the machine.
         niceness: added to the child process's nice value, 0 to 19.
         seed: of all randomness in training.
@@ -48,6 +50,7 @@ class TrainerSettings:
     """
 
     device: str = "auto"
+    start: str = ""
     threads: int = 1
     niceness: int = 10
     seed: int = 0

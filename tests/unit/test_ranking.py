@@ -83,3 +83,11 @@ def test_a_bootstrap_covers_its_mean_and_is_a_function_of_the_seed() -> None:
     assert found.low < found.value < found.high
     assert 0.08 < found.high - found.low < 0.12
     assert np.isnan(bootstrap(np.zeros(0), 1).value)
+
+
+def test_a_bootstrap_over_people_is_wider_where_their_values_are_alike() -> None:
+    """Ten equal values of each of forty people are forty coins, not four hundred."""
+    coins = np.random.default_rng(0).integers(0, 2, 40).astype(float).repeat(10)
+    apart, together = bootstrap(coins, 1), bootstrap(coins, 1, np.arange(40).repeat(10))
+    assert together.value == apart.value
+    assert together.high - together.low > 2.5 * (apart.high - apart.low)
