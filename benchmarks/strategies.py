@@ -131,7 +131,7 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
     yield mean("regret_equal_shares", [even for _, _, even in found])
     ratios = [bandit / min(fixed) for bandit, fixed, _ in found]
     yield mean("regret_vs_best_fixed", ratios, target=1.0, sense="<=", peer="best fixed strategy")
-    runs = 60 if options.quick else 400
+    runs = 60 if options.quick else 200
     held, normal, widths = coverage(runs, 40, options.seed)
     error = 1.96 * (held * (1 - held) / runs) ** 0.5
     yield Figure("coverage_any_time", held, held - error, held + error, 0.95, ">=", None, runs)

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, cast, get_args
 
 import click
 
@@ -294,6 +294,44 @@ def benchmark_model(context: click.Context, /, model: Path, *, as_json: bool, **
 
     found = run(_load(context).settings, BenchmarkOptions(model, **options))
     _print(found) if as_json else click.echo(described(found))
+
+
+@cli.command()
+@click.argument("where", type=click.Choice(["simulation", "traffic"]))
+@click.option("--state", type=click.Path(path_type=Path), required=True, help="JSONL file of the search; goes on.")
+@click.option("--method", type=click.Choice(["bayesian", "evolution", "random"]), help="Else as WHERE calls for.")
+@click.option("--evaluations", default=200, show_default=True, help="Trials of a simulation, earlier ones included.")
+@click.option("--at-once", default=2, show_default=True, help="Strategies to try in live traffic at a time.")
+@click.option("--parameter", "parameters", multiple=True, metavar="NAME=LOW..HIGH[:log]", help="May be repeated.")
+@click.option("--users", default=200, show_default=True, help="People of the simulation.")
+@click.option("--rounds", default=6, show_default=True, help="Slates of each of them in a trial.")
+@click.option("--seed", default=1, show_default=True, help="Of the search and the simulation.")
+@_JSON
+@click.pass_context
+def tune(context: click.Context, /, where: str, state: Path, *, as_json: bool, **options: Any) -> None:
+    """Search for better settings in a simulation, or for better strategies in live traffic.
+
+    traffic reads the topic evaluations, maximises the lower end of the intervals, and names the strategies to serve
+    next: put them into headwater.toml, restart the workers, and call again once the trainer has evaluated them.
+    """
+    _prepare_to_compute()
+    from headwater import tune as tuning  # noqa: PLC0415 - after the threads are set
+
+    settings = _load(context).settings
+    seed = options["seed"]
+    search = tuning.search_of(cast("tuning.Where", where), options["method"], seed, options["parameters"])
+    found = tuning.State(state, search)
+    try:
+        if where == "traffic":
+            tuned = tuning.tune_traffic(settings, found, options["at_once"])
+        else:
+            sizes = {name: options[name] for name in ("users", "rounds")}
+            tuned = tuning.tune_simulation(
+                lambda more: _load(context, **more).settings, found, options["evaluations"], **sizes
+            )
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"{error}; install headwater[tune]") from error
+    _print(tuned) if as_json else click.echo(tuning.described(tuned))
 
 
 @cli.group("dead-letters")

@@ -133,8 +133,9 @@ def estimate(
         raise EvaluationError(
             f"{estimator} is too large for float64: expected weights and rewards that can be multiplied"
         )
-    scaled = weight / weight.max()  # no square overflows
+    scaled = weight / weight.max()  # no square overflows, and no sum
     size = float(scaled.sum() ** 2 / np.square(scaled).sum())
+    mean = float(weight.max() * scaled.mean())
     count = len(np.unique(users))
     return Estimate(
         estimator=estimator,
@@ -143,12 +144,12 @@ def estimate(
         low=value - _Z * error,
         high=value + _Z * error,
         effective_sample_size=size,
-        mean_weight=float(weight.mean()),
+        mean_weight=mean,
         largest_weight=float(weight.max()),
         records=len(contributions),
         users=count,
         left_out=left_out,
-        refusal=_refusal(thresholds, count, size, float(weight.mean()), float(1 / scaled.sum())),
+        refusal=_refusal(thresholds, count, size, mean, float(1 / scaled.sum())),
     )
 
 

@@ -143,7 +143,7 @@ class SlateLog:
         Raises:
             EvaluationError: a value cannot be true, or fewer than two users are left.
         """
-        if self.reward.ndim != 2:  # noqa: PLR2004 - slates and places
+        if self.reward.ndim != 2 or not self.reward.shape[1]:  # noqa: PLR2004 - slates and places
             raise EvaluationError(f"reward has shape {list(self.reward.shape)}: expected slates and places")
         _check(self.reward, self.propensity, self.target, self.users)
         keep = ~np.isnan(self.propensity).any(axis=1)

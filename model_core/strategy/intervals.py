@@ -69,8 +69,8 @@ def bernstein(values: Floats, weights: Floats, alpha: float) -> Interval:
     variances = (0.25 + np.square(values - means).cumsum()) / (count + 1)
     before = np.concatenate([[0.5], means[:-1]])
     spread = np.concatenate([[0.25], variances[:-1]])
-    bets = np.minimum(np.sqrt(2 * math.log(2 / alpha) / (spread * len(values))), _LARGEST_BET)
-    bets = bets * (weights / weights.max())
+    scale = np.sqrt(2 * math.log(2 / alpha) / (spread * np.square(weights).sum()))
+    bets = np.minimum(scale * weights, _LARGEST_BET)
     psi = -np.log1p(-bets) - bets
     total = bets.sum()
     middle = float((bets * values).sum() / total)

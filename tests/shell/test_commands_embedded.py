@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Producer
 
 from headwater.broker import EmbeddedBroker, free_port
 from headwater.reading import Reader
 from headwater.settings import load
+from model_core.records import Evaluation, encode
 from producers.datasets import OPEN_BANDIT, DatasetUnavailableError, fetch
+from streams.clients import confluent_config
 
 pytestmark = pytest.mark.embedded
 
@@ -263,6 +266,33 @@ def test_inspect_config_names_each_source(deployment: Deployment) -> None:
     config = deployment.command("inspect", "config")
     assert config["streams.partitions"] == {"value": 2, "source": "HEADWATER_STREAMS_PARTITIONS"}
     assert config["policy.slate_size"]["source"] == "default"
+
+
+def test_tune_names_strategies_and_takes_their_evaluations_in(deployment: Deployment) -> None:
+    """What the trainer would publish of a strategy becomes its trial's value at the next call; the file remembers."""
+    arguments = ("tune", "traffic", "--method", "random", "--state", "live.jsonl")
+    first = deployment.command(*arguments)
+    assert list(first["arms"]) == ["tune-0", "tune-1"]
+    worth = Evaluation(
+        policy="tune-1",
+        estimator="rips",
+        value=0.25,
+        low=0.2,
+        high=0.3,
+        effective_sample_size=500.0,
+        mean_weight=1.0,
+        largest_weight=2.0,
+        verdict="supported: 900 records of 300 users",
+    )
+    producer = Producer(confluent_config(deployment.settings.streams))
+    producer.produce(deployment.settings.streams.topic("evaluations"), encode(worth), "tune-1", 0)
+    assert producer.flush(20) == 0
+    second = deployment.command(*arguments)
+    assert (second["trials"], second["evaluated"]) == (3, 1)
+    assert second["best"]["value"] == 0.2
+    assert list(second["arms"]) == ["tune-1", "tune-0", "tune-2"]
+    assert second["arms"]["tune-1"] == first["arms"]["tune-1"] == second["recommended"]
+    assert "another search" in deployment.command(*arguments, "--seed", "2", exit_code=2)
 
 
 def test_the_demo_learns_in_public(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from model_core import model_file
+from model_core.config import Strategy, StrategySettings
 from model_core.learner import Learner, resolve_device
+from model_core.records import Served
 from model_core.serving import ServingModel
 from tests.unit.learner_case import CATALOGUE, ENCODER, SETTINGS, learner, transition, transitions
 
@@ -184,6 +186,35 @@ def test_without_anything_to_offer_nothing_is_trained(how: str) -> None:
     made.set_item(CATALOGUE[0])
     made.set_item(CATALOGUE[1])
     assert np.isfinite(made.train(1)["loss"])
+
+
+def test_a_model_brings_the_shares_that_strategies_have_earned() -> None:
+    """Who brought more gets more, its metrics say so, and a restored learner knows it too."""
+    strategies = StrategySettings(arms={"good": Strategy(), "bad": Strategy()}, return_range=(0.0, 3.0))
+
+    def made() -> Learner:
+        one = Learner(SETTINGS, ENCODER, device="cpu", seed=0, strategies=strategies)
+        for item in CATALOGUE:
+            one.set_item(item)
+        return one
+
+    first = made()
+    for n, one in enumerate(transitions(60, users=60)):
+        good = n % 2 == 0
+        served = Served(strategy="good" if good else "bad", epoch=n // 50, propensities={})
+        slate = [msgspec.structs.replace(item, reward=float(good)) for item in one.slate]
+        first.add(msgspec.structs.replace(one, served=served, slate=slate))
+    model = first.publish()
+    assert model.strategies == pytest.approx({"good": 0.95, "bad": 0.05})
+    assert model.metrics["strategy.good.value"] > 2.5
+    assert model.metrics["strategy.bad.value"] < 0.5
+    assert model.metrics["strategy.good.users"] == 25
+    assert {one.policy for one in first.evaluations()} == {"good", "bad", "uniform"}
+    second = made()
+    second.restore(first.checkpoint())
+    assert second.publish().strategies == model.strategies
+    first.erase("u0")
+    assert first.publish().metrics["strategy.good.users"] == 24
 
 
 def test_a_device_by_name() -> None:

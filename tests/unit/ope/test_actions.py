@@ -196,6 +196,16 @@ def test_a_value_beyond_float64_is_an_error() -> None:
         ips(log)
 
 
+def test_weights_whose_sum_overflows_are_refused() -> None:
+    """Each is finite and brings nothing: the value is 0, and the mean weight says what it is worth."""
+    log = replace(some_log(200), reward=np.zeros(200), propensity=np.full(200, 1e-307), target=np.full(200, 0.9))
+    found = ips(log)
+    assert found.value == 0
+    assert found.mean_weight == pytest.approx(0.9e307)
+    assert found.refusal is not None
+    assert "far from 1" in found.refusal
+
+
 @pytest.mark.parametrize("estimator", [dm, dr, lambda log: dr_os(log, 1.0), lambda log: switch_dr(log, 1.0)])
 def test_a_model_based_estimator_needs_a_model(estimator: Estimator) -> None:
     """A log without one is an error, not a model of zeros."""

@@ -193,6 +193,10 @@ def test_bad_slates_are_errors_that_name_place_and_row() -> None:
         iips(replace(log, target=never, kind="marginal"))
     with pytest.raises(EvaluationError, match="expected slates and places"):
         rips(replace(log, reward=log.reward[:, 0]))
+    none = np.zeros((300, 0))
+    for estimator in (rips, on_policy):
+        with pytest.raises(EvaluationError, match="expected slates and places"):
+            estimator(replace(log, reward=none, propensity=none, target=none))
 
 
 def transition(
