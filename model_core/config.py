@@ -498,8 +498,8 @@ class PretrainingSettings:
     objective: Literal["cross-entropy", "gbce"] = "cross-entropy"
     negatives: int = 256
     calibration: float = 0.75
-    epochs: int = 40
-    patience: int = 8
+    epochs: int = 12
+    patience: int = 4
     batch_entries: int = 3_000
     length: int = 50
     learning_rate: float = 3e-3
