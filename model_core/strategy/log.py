@@ -154,10 +154,11 @@ class StrategyLog:
         target: npt.NDArray[np.float64],
         left_out: int = 0,
     ) -> SlateLog:
+        places = int(self._columns["length"][rows].max(initial=1))  # no more than the longest of these slates
         return SlateLog(
-            reward=self._columns["reward"][rows].astype(np.float64),
-            propensity=propensity,
-            target=target,
+            reward=self._columns["reward"][rows, :places].astype(np.float64),
+            propensity=propensity[:, :places],
+            target=target[:, :places],
             users=self._columns["user"][rows],
             kind="conditional",
             left_out=left_out,
