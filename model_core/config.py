@@ -149,6 +149,8 @@ class PolicySettings:
         cooccurring_share: share from items clicked together with the user's last ones; the rest are nearest.
         candidate_sample: candidates a transition carries.
         category_cap: places of a slate that one category may take; 0 for no cap.
+        diversity: score that an item loses for being like one above it, times how alike they are: the cosine of their
+            features; 0 for none.
         least_score: an item that scores less is not shown; the slate may be shorter.
         seen_items: a user's clicked items that are kept out, the latest this many.
         decisions: decisions of a user that an impression may still echo.
@@ -169,6 +171,7 @@ class PolicySettings:
     cooccurring_share: float = 0.2
     candidate_sample: int = 32
     category_cap: int = 0
+    diversity: float = 0.0
     least_score: float | None = None
     seen_items: int = 128
     decisions: int = 4
@@ -180,6 +183,7 @@ class PolicySettings:
         _expect(self.particles >= 1, "policy.particles", self.particles, "1 or more draws")
         _expect(self.temperature > 0, "policy.temperature", self.temperature, "more than 0")
         _expect(0 < self.epsilon <= 1, "policy.epsilon", self.epsilon, "more than 0, at most 1")
+        _expect(self.diversity >= 0, "policy.diversity", self.diversity, "0 or more")
         _expect(self.candidates >= self.slate_size, "policy.candidates", self.candidates, "at least slate_size")
         shares = self.popular_share + self.new_share + self.cooccurring_share
         _expect(0 <= shares <= 1, "policy.popular_share + new_share + cooccurring_share", shares, "0 to 1")

@@ -1,8 +1,9 @@
 """From posteriors to slates, for B users at once.
 
 The policy is a mixture of Plackett-Luce components: one for each posterior draw (particle Thompson sampling), or one
-for upper confidence bounds or the posterior mean, and a uniform one of weight epsilon. `bandit.slate` has the maths.
-Where several strategies share the traffic, the components of all of them are one mixture (`strategy.arms`).
+for upper confidence bounds or the posterior mean, and a uniform one of weight epsilon. `bandit.slate` has the maths,
+`bandit.diverse` that of slates whose items differ. Where several strategies share the traffic, the components of all of
+them are one mixture (`strategy.arms`).
 The rules act on the candidates, before the policy, so that the stated propensities are exact.
 """
 
@@ -14,12 +15,12 @@ import numpy.typing as npt
 import xxhash
 
 from model_core import random
-from model_core.bandit import head, slate
+from model_core.bandit import diverse, head, slate
 from model_core.candidates import SOURCES, Candidates, Embedded
 from model_core.config import PolicySettings, StrategySettings
 from model_core.records import Candidates as CandidateSample
 from model_core.records import RecommendedItem, Served
-from model_core.strategy.arms import ALONE, Arm, arms, mixture, served, turn
+from model_core.strategy.arms import ALONE, Arm, arms, aversion, mixture, served, turn
 
 __all__ = ["LAST_ITEMS", "Asked", "Chosen", "choose"]
 
@@ -101,15 +102,17 @@ def choose(
     scores = [_component_scores(keys, moments, user_vectors, vectors, means, arm.settings) for arm in among]
     mixed = mixture(among, scores)
     own = np.array([one.arm for one in asked], np.int64)
-    slates = slate.sample(
-        mixed.log_weights,
-        mixed.logits,
-        offered,
-        settings.slate_size,
-        turn(among, own, random.uniform(keys, _PICK, 1)[:, 0]),
-        random.gumbel(keys, _NOISE, offered.shape[1]),
-    )
-    strategies = served(among, own, [one.epoch for one in asked], mixed, offered, slates.index)
+    pick = turn(among, own, random.uniform(keys, _PICK, 1)[:, 0])
+    likeness = None
+    if settings.diversity:
+        likeness = diverse.Likeness(embedded.inputs[rows], aversion(among, mixed))
+        places = random.uniform(keys, _NOISE, settings.slate_size)
+        draws = np.concatenate([pick[:, None], places], axis=1)
+        slates = diverse.sample(mixed.log_weights, mixed.logits, offered, likeness, draws)
+    else:
+        noise = random.gumbel(keys, _NOISE, offered.shape[1])
+        slates = slate.sample(mixed.log_weights, mixed.logits, offered, settings.slate_size, pick, noise)
+    strategies = served(among, own, [one.epoch for one in asked], mixed, offered, slates.index, likeness)
     sample_order = random.uniform(keys, _SAMPLE, offered.shape[1])
     names = [among[one.arm].name for one in asked]
     writer = _Writer(embedded, settings, pool, offered, means, mean_weights, slates, sample_order, names)
@@ -195,6 +198,7 @@ class _Writer:
             "rule:unseen",
             *(["rule:least-score"] if settings.least_score is not None else []),
             *(["rule:category-cap"] if settings.category_cap else []),
+            *(["rule:diversity"] if settings.diversity else []),
         ]
         self._counts = offered.sum(axis=1).tolist()
         self._sample = self._sampled(slates.index, sample_order)

@@ -22,11 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from model_core import random
-from model_core.bandit import slate
+from model_core.bandit import diverse, slate
 from model_core.config import PolicySettings, StrategySettings
 from model_core.records import Served
 
-__all__ = ["ALONE", "Arm", "Mixture", "arms", "assigned", "mixture", "served", "turn"]
+__all__ = ["ALONE", "Arm", "Mixture", "arms", "assigned", "aversion", "mixture", "served", "turn"]
 
 Floats = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -123,6 +123,14 @@ def mixture(among: Sequence[Arm], scores: Sequence[Floats]) -> Mixture:
     return Mixture(np.concatenate(shared, axis=1), np.concatenate([logits for _, logits in made], axis=1), parts)
 
 
+def aversion(among: Sequence[Arm], drawn: Mixture) -> Floats:
+    """What items lose for being alike in each component's logits, `Likeness.strength`: nothing in the uniform ones."""
+    made = np.zeros(drawn.logits.shape[1])
+    for arm, part in zip(among, drawn.parts, strict=True):
+        made[part.start : part.stop - 1] = arm.settings.diversity / arm.settings.temperature
+    return made
+
+
 def turn(among: Sequence[Arm], arm: npt.NDArray[np.int64], uniform: Floats) -> Floats:
     """Uniform numbers that make `slate.sample` draw a component of each user's own strategy.
 
@@ -146,14 +154,12 @@ def served(
     drawn: Mixture,
     offered: BoolArray,
     index: npt.NDArray[np.int64],
+    likeness: diverse.Likeness | None = None,
 ) -> list[Served | None]:
     """What each of B slates says of its strategies; None for all where there is only one."""
     if len(among) == 1:
         return [None] * len(arm)
-    alone = [
-        np.exp(slate.log_probability(drawn.log_weights[:, part], drawn.logits[:, part], offered, index))
-        for part in drawn.parts
-    ]
+    alone = [np.exp(_log_probability(drawn, part, offered, index, likeness)) for part in drawn.parts]
     sizes = (index >= 0).sum(axis=1).tolist()
     return [
         Served(
@@ -166,6 +172,17 @@ def served(
         )
         for user, own in enumerate(arm.tolist())
     ]
+
+
+def _log_probability(
+    drawn: Mixture, part: slice, offered: BoolArray, index: npt.NDArray[np.int64], likeness: diverse.Likeness | None
+) -> Floats:
+    """Of each item at its place under some of the components alone."""
+    log_weights, logits = drawn.log_weights[:, part], drawn.logits[:, part]
+    if likeness is None:
+        return slate.log_probability(log_weights, logits, offered, index)
+    own = likeness._replace(strength=likeness.strength[part])
+    return diverse.log_probability(log_weights, logits, offered, own, index)
 
 
 def _rounded(probability: float) -> float:

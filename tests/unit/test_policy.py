@@ -199,3 +199,19 @@ def test_nothing_to_offer_gives_empty_slates() -> None:
     """Neither an empty catalogue nor one that was seen whole is an error."""
     assert [one.slate for one in chosen(SETTINGS, 0, 2)] == [[], []]
     assert [one.slate for one in chosen(SETTINGS, 6, 2, np.arange(6))] == [[], []]
+
+
+def test_a_diverse_slate_has_less_alike_items_and_says_so() -> None:
+    """With diversity a slate's items are less alike, its propensities are probabilities, and the rule is named."""
+    plain = replace(SETTINGS, exploration="greedy", slate_size=6, temperature=0.05)
+    users, alike = 60, []
+    for settings in (plain, replace(plain, diversity=1.0)):
+        slates = chosen(settings, 20, users)
+        here = embedded(20, settings)
+        rows = [[NAMES.index(name) for name in shown(one)] for one in slates]
+        directions = here.inputs / np.linalg.norm(here.inputs, axis=1, keepdims=True)
+        alike.append(np.mean([directions[row] @ directions[row].T for row in rows]))
+        assert all(0 < place.propensity <= 1 for one in slates for place in one.slate)
+        named = {"rule:diversity" in place.reasons for one in slates for place in one.slate}
+        assert named == {settings.diversity > 0}
+    assert alike[1] < alike[0] - 0.05

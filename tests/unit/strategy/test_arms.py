@@ -88,12 +88,14 @@ def test_shares_keep_the_floor_sum_to_one_and_know_newcomers() -> None:
     assert [arm.share for arm in arms(SETTINGS, SHARES, dict.fromkeys(SHARES.arms, 0.0))] == pytest.approx([1 / 3] * 3)
 
 
-def test_propensities_are_those_of_all_strategies_that_could_have_served() -> None:
+@pytest.mark.parametrize("diversity", [0.0, 0.5])
+def test_propensities_are_those_of_all_strategies_that_could_have_served(diversity: float) -> None:
     """Prefix by prefix, the stated products are the strategies' own ones weighted by their shares."""
     shares = {"plain": 0.5, "warm": 0.3, "bound": 0.2}
-    among = arms(SETTINGS, SHARES, shares)
+    settings = replace(SETTINGS, diversity=diversity)
+    among = arms(settings, SHARES, shares)
     strategies = set()
-    for one in shared(shares, users=40):
+    for one in shared(shares, users=40, settings=settings):
         assert one.served is not None
         strategies.add(one.served.strategy)
         assert {place.strategy for place in one.slate} == {one.served.strategy}
@@ -103,11 +105,13 @@ def test_propensities_are_those_of_all_strategies_that_could_have_served() -> No
     assert strategies == {"plain", "warm", "bound"}
 
 
-def test_each_strategy_alone_is_what_it_would_be_without_the_others() -> None:
+@pytest.mark.parametrize("diversity", [0.0, 0.5])
+def test_each_strategy_alone_is_what_it_would_be_without_the_others(diversity: float) -> None:
     """A user's own strategy shows the slate, with the propensities, that it would show as the only policy."""
     shares = {"plain": 0.5, "warm": 0.3, "bound": 0.2}
+    settings = replace(SETTINGS, diversity=diversity)
     for name, arm in SHARES.arms.items():
-        for one, lone in zip(shared(shares), chosen(arm.applied(SETTINGS)), strict=True):
+        for one, lone in zip(shared(shares, settings=settings), chosen(arm.applied(settings)), strict=True):
             assert one.served is not None
             if one.served.strategy == name:
                 assert [place.item_id for place in one.slate] == [place.item_id for place in lone.slate]
