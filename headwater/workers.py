@@ -5,13 +5,15 @@ from model_core.candidates import Catalogue
 from model_core.engine import Engine
 from model_core.serving import ServingModel
 from streams.app import run_worker
+from streams.text import enricher
 
 __all__ = ["engine_of", "personalize", "train"]
 
 
 def engine_of(settings: Settings) -> Engine:
     """A new engine: an empty catalogue, and the untrained model that serves before the first."""
-    return Engine(settings.engine, Catalogue(), ServingModel.initial(settings.encoder), seed=settings.general.seed)
+    catalogue = Catalogue(enricher(settings.encoder))
+    return Engine(settings.engine, catalogue, ServingModel.initial(settings.encoder), seed=settings.general.seed)
 
 
 def personalize(settings: Settings) -> int:

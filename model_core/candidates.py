@@ -5,7 +5,7 @@ impressions), `popular` (highest smoothed reward), `nearest` (highest expected s
 act here, before the policy, so that propensities stay true: what is unavailable or seen is no candidate.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from model_core.config import PolicySettings
 from model_core.errors import InvariantError
+from model_core.features.tokens import vector_fits
 from model_core.records import Item
 from model_core.serving import ServingModel
 from model_core.user_state import item_key
@@ -39,9 +40,13 @@ class Catalogue:
 
     `take_changes` puts the rows in the order of item keys, so that what is chosen does not depend on the order in which
     the items came; between two calls a row stands for its item.
+
+    Args:
+        enrich: what an item goes through when it is set, such as getting a vector of its text.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, enrich: Callable[[Item], Item] = lambda item: item) -> None:
+        self._enrich = enrich
         self.items: list[Item | None] = []
         self.keys: list[int] = []
         self.generation = 0
@@ -55,6 +60,7 @@ class Catalogue:
 
     def set(self, item: Item) -> None:
         """Add or replace an item."""
+        item = self._enrich(item)
         row = self._row.get(item.item_id)
         if row is None:
             row = self._row[item.item_id] = len(self.items)
@@ -123,6 +129,7 @@ class Embedded:
         category: int64[n], number of the first category, -1 for none.
         group_names: what the coordinates of φ stand for, for `reasons`; in their order.
         group_starts: first coordinate of each group.
+        ignored_vectors: given vectors of changed items that do not fit, since somebody last set it to 0.
     """
 
     vectors: Float32Array
@@ -136,8 +143,10 @@ class Embedded:
         groups = sorted(model.groups.items(), key=lambda group: group[1].start)
         self.group_names = [name for name, _ in groups]
         self.group_starts = [part.start for _, part in groups]
-        catalogue.take_changes()
+        changed, _ = catalogue.take_changes()
+        self.ignored_vectors = 0
         self._embed(range(len(catalogue.items)))
+        self._count_ignored(changed)
         self._index()
         self._generation = catalogue.generation
 
@@ -149,6 +158,7 @@ class Embedded:
         self.vectors = _grown(self.vectors, len(before))[before]
         self.inputs = _grown(self.inputs, len(before))[before]
         self._embed(changed)
+        self._count_ignored(changed)
         self._index()
         self._generation = self._catalogue.generation
 
@@ -165,6 +175,15 @@ class Embedded:
         self.inputs = _grown(self.inputs, size)
         self.vectors[known] = vectors
         self.inputs[known] = inputs
+
+    def _count_ignored(self, rows: Sequence[int]) -> None:
+        lengths = self._model.settings.vector_lengths
+        items = [item for row in rows if (item := self._catalogue.items[row]) is not None]
+        self.ignored_vectors += sum(
+            name in item.vectors and not vector_fits(item.vectors[name], length)
+            for item in items
+            for name, length in lengths.items()
+        )
 
     def _index(self) -> None:
         items = self._catalogue.items

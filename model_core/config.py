@@ -415,6 +415,8 @@ class LearnerSettings:
         slate_size: k of the greedy slate in V(s).
         candidates: items sampled as candidates of the next state, shared by a batch.
         negatives: items sampled as negatives of the next-item loss, shared by a batch.
+        id_dropout: share of the items that a training step sees without their ids, so that what an item says of itself
+            learns to stand for it alone, as it has to for a new one.
         next_item_weight: of the next-item loss beside the TD loss.
         temperature: of the softmax policy that a policy learner trains, in units of score.
         entropy_weight: of the policy's entropy, which keeps a policy learner exploring.
@@ -441,6 +443,7 @@ class LearnerSettings:
     slate_size: int = 10
     candidates: int = 256
     negatives: int = 256
+    id_dropout: float = 0.0
     next_item_weight: float = 0.2
     temperature: float = 0.1
     entropy_weight: float = 0.01
@@ -466,6 +469,7 @@ class LearnerSettings:
         _expect(self.entropy_weight >= 0, "learner.entropy_weight", self.entropy_weight, "0 or more")
         _expect(0 <= self.discount < 1, "learner.discount", self.discount, "0 or more, less than 1")
         _expect(self.learning_rate > 0, "learner.learning_rate", self.learning_rate, "more than 0")
+        _expect(0 <= self.id_dropout < 1, "learner.id_dropout", self.id_dropout, "0 or more, less than 1")
         _expect(0 <= self.held_out_share < 1, "learner.held_out_share", self.held_out_share, "0 or more, less than 1")
         for key in (
             "discount_unit_ms",

@@ -22,6 +22,7 @@ from model_core import intake, policy, random, records
 from model_core.bandit import head
 from model_core.candidates import Catalogue, Embedded
 from model_core.config import EncoderSettings, HeadSettings, JoinSettings, PolicySettings, StrategySettings
+from model_core.errors import ModelError
 from model_core.intake import Intake, Output, SourceRecord
 from model_core.join import Clock
 from model_core.online import Learned, learn
@@ -89,11 +90,20 @@ class Engine:
 
     @property
     def model(self) -> ServingModel:
-        """The model that serves; assign to swap it between two batches."""
+        """The model that serves; assign to swap it between two batches.
+
+        Raises:
+            ModelError: it wants other text vectors than the catalogue's items get.
+        """
         return self._model
 
     @model.setter
     def model(self, model: ServingModel) -> None:
+        text = self.settings.encoder.text
+        if model.settings.text != text:
+            raise ModelError(
+                f"model {model.version} was trained with encoder.text = {model.settings.text!r}, here it is {text!r}"
+            )
         self._embedded = Embedded(self.catalogue, model, self.settings.policy)
         self._arms = arms(self.settings.policy, self.settings.strategies, model.strategies)
         self._model = model
@@ -152,6 +162,9 @@ class Engine:
 
     def _finish(self, works: Sequence[Work], clock: Clock, dead: Sequence[Output], counters: Counter[str]) -> Effects:
         self._embedded.refresh()
+        if self._embedded.ignored_vectors:
+            counters["vector-ignored"] += self._embedded.ignored_vectors
+            self._embedded.ignored_vectors = 0
         if works:
             learned = learn(
                 [work.state for work in works],

@@ -15,7 +15,7 @@ and the seed: a restored learner goes on bit for bit (on the CPU).
 import copy
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -116,6 +116,7 @@ class Learner:
         seed: of weights and sampling.
         strategies: settings of the strategies that share the traffic.
         evaluation: settings of the off-policy evaluations.
+        enrich: what an item goes through when it is set, the same as in the workers' catalogue.
 
     Attributes:
         version: of the last published model.
@@ -131,6 +132,7 @@ class Learner:
         seed: int,
         strategies: StrategySettings | None = None,
         evaluation: EvaluationSettings | None = None,
+        enrich: Callable[[Item], Item] = lambda item: item,
     ) -> None:
         settings.check()
         encoder.check()
@@ -147,6 +149,7 @@ class Learner:
         self._optimizer = torch.optim.AdamW(
             self._online.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
+        self._enrich = enrich
         self._items: dict[str, Item] = {}
         self._row: dict[str, int] = {}
         self._offered: set[str] = set()
@@ -190,7 +193,7 @@ class Learner:
     def set_item(self, item: Item) -> None:
         """Add or replace an item."""
         self._item_row(item.item_id)
-        self._items[item.item_id] = item
+        self._items[item.item_id] = self._enrich(item)
         self._offered.add(item.item_id) if item.available else self._offered.discard(item.item_id)
         self._item_batch = None
 
@@ -243,7 +246,7 @@ class Learner:
     def _step(self, rows: npt.NDArray[np.int64]) -> dict[str, float]:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
             batch = self._batch(rows)
-            items = self._online.item_inputs(self._all_items())
+            items = self._online.item_inputs(self._all_items(), self._known_ids())
             vectors = self._online.item_vectors(items)
             states = self._encode(self._online, batch, items)
             if isinstance(self._algorithm, PolicyGradient):
@@ -259,6 +262,13 @@ class Learner:
         self._optimizer.step()
         self._follow()
         return {"loss": loss.item(), "next_item_loss": next_item_loss.item(), **metrics}
+
+    def _known_ids(self) -> Tensor | None:
+        """Which items this step knows by their ids: float32[n], 1 or 0; None for all."""
+        if not self.settings.id_dropout:
+            return None
+        known = self._rng.random(len(self._row)) >= self.settings.id_dropout
+        return self._tensor(known.astype(np.float32))
 
     def _follow(self) -> None:
         """Move the target network towards the online one."""

@@ -82,11 +82,13 @@ class ModelFeed:
         found = self._parts.get((manifest.name, manifest.version), {})
         try:
             model = self._unpack(manifest, _whole(manifest, found))
+            new = (manifest.name, manifest.version) != self._serving
+            if new:
+                self._swap(model, cause)
         except ModelError as error:
             self._refuse(manifest.name, manifest.version, str(error))
             return False
-        if (manifest.name, manifest.version) != self._serving:
-            self._swap(model, cause)
+        if new:
             self._serving = (manifest.name, manifest.version)
             self._metrics.model(manifest.version)
             self._log.info("model-swapped", name=manifest.name, version=manifest.version)

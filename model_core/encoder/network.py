@@ -51,10 +51,10 @@ class Network(nn.Module):
         self.reward_weights = nn.Parameter(torch.full((settings.dimension,), 0.1))
         self.choice_weights = nn.Parameter(torch.ones(settings.dimension))
 
-    def item_inputs(self, items: ItemBatch) -> Tensor:
-        """x(a); float32[n, E]."""
+    def item_inputs(self, items: ItemBatch, known: Tensor | None = None) -> Tensor:
+        """x(a); float32[n, E]. Where `known`, float32[n], is 0, the id says nothing, as that of a new item."""
         hashed: dict[str, Callable[[], Tensor]] = {
-            "id": lambda: functional.embedding_bag(items.ids, self.tables["id_table"], mode="sum"),
+            "id": lambda: self._ids(items.ids, known),
             "facts": lambda: self._summed(items.facts, items.fact_weights),
             "words": lambda: self._summed(items.words, items.word_weights),
         }
@@ -72,6 +72,10 @@ class Network(nn.Module):
         ]
         present = torch.cat([*(there[name][:, None] for name in names), items.given], dim=1)
         return fuse(self.settings, dict(self.tables.items()), groups, present)
+
+    def _ids(self, rows: Tensor, known: Tensor | None) -> Tensor:
+        ids = functional.embedding_bag(rows, self.tables["id_table"], mode="sum")
+        return ids if known is None else ids * known[:, None]
 
     def item_vectors(self, x: Tensor) -> Tensor:
         """v(a) from x(a); float32[n, d]."""

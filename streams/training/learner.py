@@ -9,6 +9,7 @@ from model_core import model_file
 from model_core.learner import Learner
 from model_core.records import ModelManifest
 from streams import model_files
+from streams.text import enricher
 from streams.training.loop import TrainableLearner
 from streams.training.messages import Start
 
@@ -44,6 +45,7 @@ def learner_of(start: Start) -> PackingLearner:
         seed=start.trainer.seed,
         strategies=start.strategies,
         evaluation=start.evaluation,
+        enrich=enricher(start.encoder),
     )
     if start.trainer.start:
         learner.start_from(model_files.read(Path(start.trainer.start)))

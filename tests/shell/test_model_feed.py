@@ -125,3 +125,21 @@ def test_the_file_says_what_is_wrong_and_what_to_do() -> None:
     manifest, parts = model(5)
     with pytest.raises(ModelError, match=r"model 5 .*keep the model that serves"):
         model_file.unpack(manifest, [parts[0][:-1], *parts[1:]])
+
+
+def test_a_model_that_the_engine_cannot_serve_is_refused_and_the_next_one_serves() -> None:
+    """What the swap itself finds wrong counts as refused; the feed goes on."""
+    served = Served()
+
+    def swap(model: Any, cause: Cause) -> None:
+        if model.version == 1:
+            raise ModelError("it wants other text vectors")
+        served._swap(model, cause)
+
+    feed = ModelFeed(swap, served.metrics)
+    for version in (1, 2):
+        manifest, parts = model(version)
+        for number, part in enumerate(parts):
+            feed.apply([Message(f"headwater/{version}/{number}", part)])
+        feed.apply([Message("headwater", records.encode(manifest))])
+    assert (served.versions, served.refused) == ([2], 1.0)
