@@ -169,6 +169,9 @@ async def serve(app: Any, stop: asyncio.Event, *, stop_timeout_ms: int) -> bool:
     except TimeoutError:
         _log.warning("stop-timed-out", stop_timeout_ms=stop_timeout_ms)
         os._exit(1 if failed else 0)
+    except Exception as error:  # noqa: BLE001 - whatever it is, threads must not keep the process
+        _log.error("stop-failed", error=str(error), exc_info=error)
+        os._exit(1)
     return not failed
 
 

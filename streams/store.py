@@ -284,7 +284,11 @@ class RocksStore:
         self._open.flush()
 
     def close(self) -> None:
-        """Flush and let go of the directory; what comes after raises. Damage found now is marked for the next start."""
+        """Flush and let go of the directory; what comes after raises. Damage found now is marked for the next start.
+
+        Where it cannot be flushed, as on a full disk, what is on disk is older and whole: the next start reads the
+        rest from the changelog.
+        """
         self._closing.set()
         database, self._db = self._db, None
         if database is None:
@@ -300,6 +304,8 @@ class RocksStore:
                 database.close()
         except StoreDamagedError as damage:
             structlog.get_logger().warning("store-damaged", path=str(self.path), error=str(damage))
+        except Exception as error:  # noqa: BLE001 - rocksdict knows no other
+            structlog.get_logger().warning("store-not-flushed", path=str(self.path), error=str(error))
         finally:
             del database  # As in `_from`.
 

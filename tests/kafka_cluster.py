@@ -1,4 +1,4 @@
-"""A real Apache Kafka for tests: one KRaft node, from its Maven jars, in a process group of its own."""
+"""A real Apache Kafka for tests: one KRaft node or several, from its Maven jars, each in a process group of its own."""
 
 import contextlib
 import fcntl
@@ -12,12 +12,13 @@ import tempfile
 import time
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, ClusterMetadata
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 POM: Final = ROOT / "tests" / "broker" / "pom.xml"
@@ -72,6 +73,8 @@ class KafkaBroker:
         heap: of the JVM.
         port: to listen on; 0 picks a free one.
         properties: in place of its own, or beside them.
+        controller: port of its own controller; 0 picks a free one.
+        cluster_id: of the cluster that it belongs to; one of its own for None.
         users: passwords of those who may come in by a second listener, which takes TLS with SCRAM-SHA-512 alone.
 
     Attributes:
@@ -85,9 +88,12 @@ class KafkaBroker:
         heap: str = "512m",
         port: int = 0,
         properties: dict[str, str] | None = None,
+        controller: int = 0,
+        cluster_id: str | None = None,
         users: dict[str, str] | None = None,
     ) -> None:
-        port, controller, secure = _free_ports(port, 0, 0)
+        port, controller, secure = _free_ports(port, controller, 0)
+        self._cluster_id = cluster_id or _cluster_id()
         self.address = f"{_LOOPBACK}:{port}"
         self.secure_address = f"{_LOOPBACK}:{secure}"
         self._folder = Path(tempfile.mkdtemp(prefix="headwater-kafka-"))
@@ -132,7 +138,7 @@ class KafkaBroker:
             scram = [f"SCRAM-SHA-512=[name={name},password={word}]" for name, word in self._users.items()]
             known = [part for one in scram for part in ("--add-scram", one)]
             storage = self._java(
-                "kafka.tools.StorageTool", "format", "-t", _cluster_id(), "-c", str(properties), *known
+                "kafka.tools.StorageTool", "format", "-t", self._cluster_id, "-c", str(properties), *known
             )
             _run(storage, _START_S)
         with self._log.open("ab") as output:
@@ -144,6 +150,11 @@ class KafkaBroker:
                 start_new_session=True,
             )
         self._await()
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and not stopped."""
+        return self._process is not None
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """End the broker; its data stay."""
@@ -190,6 +201,100 @@ class KafkaBroker:
                     f"Kafka does not answer at {self.address}: {refused}\n{self._log.read_text()[-2_000:]}"
                 )
             time.sleep(_POLL_S)
+
+
+class KafkaCluster:
+    """Several brokers, each a controller too: three replicas of everything, of which two have to be in step.
+
+    Args:
+        advertised: where clients are told to find each of them, instead of at its own address.
+        heap: of each JVM.
+
+    Attributes:
+        brokers: by their number, from 0.
+    """
+
+    def __init__(self, nodes: int, *, advertised: Sequence[str] = (), heap: str = "384m") -> None:
+        ports = _free_ports(*[0] * (3 * nodes))
+        plain, controllers, inner = (ports[start::3] for start in range(3))
+        voters = ",".join(f"{number + 1}@{_LOOPBACK}:{port}" for number, port in enumerate(controllers))
+        cluster_id = _cluster_id()
+        self.brokers = [
+            KafkaBroker(
+                heap=heap,
+                port=plain[number],
+                controller=controllers[number],
+                cluster_id=cluster_id,
+                properties=_one_of(number, nodes, voters, [plain[number], inner[number]], advertised),
+            )
+            for number in range(nodes)
+        ]
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start those that are not running, side by side: each needs the others to answer."""
+        with ThreadPoolExecutor(len(self.brokers)) as pool:
+            list(pool.map(KafkaBroker.start, [broker for broker in self.brokers if not broker.running]))
+        deadline = time.monotonic() + _START_S
+        while len(self._metadata().brokers) < len(self.brokers):
+            if time.monotonic() > deadline:
+                raise ClusterError("not all brokers have found each other")
+            time.sleep(_POLL_S)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """End all of them; their data stay."""
+        for broker in self.brokers:
+            broker.stop(number)
+
+    def close(self) -> None:
+        """End all of them, which cannot take leave of one another in turn, and remove their data."""
+        self.stop(signal.SIGKILL)
+        for broker in self.brokers:
+            broker.close()
+
+    def kill_leader(self, topic: str, partition: int) -> None:
+        """SIGKILL for the broker that leads a partition; `start` brings it back."""
+        leader = self._metadata().topics[topic].partitions[partition].leader
+        self.brokers[leader - 1].stop(signal.SIGKILL)
+
+    def _metadata(self) -> ClusterMetadata:
+        addresses = ",".join(broker.address for broker in self.brokers)
+        return AdminClient({"bootstrap.servers": addresses, "log_level": 0}).list_topics(timeout=_START_S)
+
+
+def _one_of(number: int, nodes: int, voters: str, ports: Sequence[int], advertised: Sequence[str]) -> dict[str, str]:
+    """What tells a broker of a cluster from one that is alone; brokers have a listener among themselves."""
+    controller = voters.split(",")[number].partition("@")[2]
+    port, inner = ports
+    client = advertised[number] if advertised else f"{_LOOPBACK}:{port}"
+    few = str(min(nodes, 3))
+    most = str(min(nodes, 3) // 2 + 1)
+    return {
+        "node.id": str(number + 1),
+        "controller.quorum.voters": voters,
+        "listeners": f"PLAINTEXT://{_LOOPBACK}:{port},INNER://{_LOOPBACK}:{inner},CONTROLLER://{controller}",
+        "advertised.listeners": f"PLAINTEXT://{client},INNER://{_LOOPBACK}:{inner}",
+        "inter.broker.listener.name": "INNER",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,INNER:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "offsets.topic.replication.factor": few,
+        "transaction.state.log.replication.factor": few,
+        "transaction.state.log.min.isr": most,
+        "min.insync.replicas": most,
+        "broker.session.timeout.ms": "3000",
+        "broker.heartbeat.interval.ms": "500",
+    }
 
 
 def _run(command: Sequence[str], within_s: float) -> None:

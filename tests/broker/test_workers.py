@@ -97,6 +97,21 @@ def test_a_worker_that_sleeps_past_its_session_ends_when_it_wakes(broker: str, t
         assert decode_counts(made.live_state()) == expected_counts(range(sent()), USERS)
 
 
+def test_a_full_disk_ends_a_worker_which_goes_on_when_there_is_room(broker: str, tmp_path: Path) -> None:
+    """It ends with 1 and says why, though it cannot flush what it closes; what is on disk is whole, if older."""
+    with deployment(broker, tmp_path) as made:
+        made.events(0, 2 * CHUNK, USERS)
+        full = made.worker(file_bytes=40_000, state_bytes=3_000)
+        assert wait_for(full.process.poll, "the end of a worker without room") == 1
+        said = full.log.read_text()
+        assert "worker-failed" in said
+        assert "File too large" in said
+        heir = made.worker(state_bytes=3_000)
+        wait_for(lambda: heir.ready() and made.consumed_count() == 2 * CHUNK, "all is consumed")
+        assert heir.terminate(END_S) == 0
+        assert decode_counts(made.live_state()) == expected_counts(range(2 * CHUNK), USERS)
+
+
 @pytest.mark.usefixtures("can_run_kafka")
 def test_a_worker_started_before_its_broker_waits_for_it(tmp_path: Path) -> None:
     """One serves once the broker is there; another one, told to end while it waits, ends with 0."""

@@ -13,20 +13,22 @@ from typing import Any
 
 from tests.chaos.lane import Lane
 from tests.chaos.plan import plan
-from tests.chaos.proxy import Proxy
-from tests.kafka_cluster import KafkaBroker, missing
+from tests.chaos.proxy import Network, Proxy
+from tests.kafka_cluster import KafkaCluster, missing
 
 
-def run(seed: int, kills: int, lanes: int, directory: Path) -> dict[str, Any]:
-    """Faults with this many kills, spread over deployments that share a broker; the contract's object.
+def run(seed: int, kills: int, lanes: int, directory: Path, *, brokers: int = 1) -> dict[str, Any]:
+    """Faults with this many kills, spread over deployments that share one broker or several; the contract's object.
 
     Most of a kill is waiting for the dead worker's session to end, so lanes side by side cost little.
     """
     outage = threading.Lock()
     with ExitStack() as stack:
-        network = stack.enter_context(Proxy())
-        kafka = KafkaBroker(heap="384m", properties={"advertised.listeners": f"PLAINTEXT://{network.address}"})
-        network.lead_to(kafka.address)
+        proxies = [stack.enter_context(Proxy()) for _ in range(brokers)]
+        kafka = KafkaCluster(brokers, advertised=[proxy.address for proxy in proxies])
+        for proxy, broker in zip(proxies, kafka.brokers, strict=True):
+            proxy.lead_to(broker.address)
+        network = Network(proxies)
         stack.enter_context(kafka)
         pool = stack.enter_context(ThreadPoolExecutor(lanes))
         made = []
@@ -41,6 +43,7 @@ def run(seed: int, kills: int, lanes: int, directory: Path) -> dict[str, Any]:
     return {
         "kills": sum(lane.kills for lane in made),
         "seed": seed,
+        "brokers": brokers,
         "events": sum(verdict.events for verdict in verdicts),
         "lost": sum(len(verdict.lost) for verdict in verdicts),
         "doubled": sum(len(verdict.doubled) for verdict in verdicts),
@@ -55,12 +58,13 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--lanes", type=int, default=3)
+    parser.add_argument("--brokers", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="on one line")
     options = parser.parse_args()
     if lacking := missing():
         parser.error(f"Apache Kafka needs {' and '.join(lacking)}")
     with tempfile.TemporaryDirectory(prefix="headwater-chaos-") as directory:
-        result = run(options.seed, options.kills, options.lanes, Path(directory))
+        result = run(options.seed, options.kills, options.lanes, Path(directory), brokers=options.brokers)
     sys.stdout.write(json.dumps(result, indent=None if options.json else 2) + "\n")
     return 0 if result["views_equal"] and not result["lost"] + result["doubled"] else 1
 

@@ -16,12 +16,12 @@ from typing import Final
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from streams.tasks import ROLE
-from streams.topics import partition_for
+from streams.topics import CHANGELOG, partition_for
 from tests.broker.traffic import ITEMS, JOIN, Sent, generate
 from tests.chaos.plan import DAMAGED, Strike
-from tests.chaos.proxy import Proxy
+from tests.chaos.proxy import Network
 from tests.chaos.views import Verdict, compare
-from tests.kafka_cluster import KafkaBroker
+from tests.kafka_cluster import KafkaCluster
 from tests.shell.streams_harness import Deployment, Worker, wait_for
 
 USERS: Final = 60
@@ -30,6 +30,9 @@ PARTITIONS: Final = 6
 PATIENCE_S: Final = 150.0
 _REACH_S: Final = 30.0
 """A point that was not reached in this time is not reached at all: the worker is killed where it is."""
+
+FULL_BYTES: Final = 40_000
+"""What a file of a worker may have on a full disk: some batches' worth of RocksDB's log."""
 
 _PIECE: Final = 12
 _PAUSE_S: Final = 0.1
@@ -41,7 +44,7 @@ class Lane:
     """Topics, a load and workers of their own; strikes come one after the other.
 
     Args:
-        kafka: the broker, which other lanes share.
+        kafka: the brokers, which other lanes share.
         network: everybody's way to it.
         outage: held by whoever takes either away.
         directory: for data directories and logs.
@@ -55,8 +58,8 @@ class Lane:
 
     def __init__(
         self,
-        kafka: KafkaBroker,
-        network: Proxy,
+        kafka: KafkaCluster,
+        network: Network,
         outage: threading.Lock,
         directory: Path,
         seed: int,
@@ -68,7 +71,12 @@ class Lane:
         self._rng = random.Random(seed)
         self._traffic = generate(seed, EVENTS_A_STRIKE * (len(strikes) + 2), USERS)
         self._made = Deployment(
-            network.address, directory, partitions=PARTITIONS, max_batch_records=_BATCH, standby_replicas=seed % 3
+            network.address,
+            directory,
+            partitions=PARTITIONS,
+            replication_factor=min(3, len(kafka.brokers)),
+            max_batch_records=_BATCH,
+            standby_replicas=seed % 3,
         )
         self._made.options["join"] = JOIN
         self._producer = Producer(
@@ -198,6 +206,29 @@ class Lane:
     def _broker(self, strike: Strike) -> None:
         """The broker killed under load, and started again after a while."""
         self._outlive(strike, "the broker killed", lambda: self._kafka.stop(signal.SIGKILL), self._kafka.start)
+
+    def _leader(self, strike: Strike) -> None:
+        """The broker that leads a partition killed under load, and started again after a while."""
+        topic, partition = self._made.settings.topic(CHANGELOG), self._rng.randrange(PARTITIONS)
+        self._outlive(
+            strike,
+            "the leader of a partition killed",
+            lambda: self._kafka.kill_leader(topic, partition),
+            self._kafka.start,
+        )
+
+    def _full(self, strike: Strike) -> None:
+        """A worker whose disk is full: it ends, says why, and its directory is found whole or made anew."""
+        self._spoil(strike.directory)
+        worker = self._made.worker("w0", file_bytes=FULL_BYTES)
+        self._wait(lambda: worker.process.poll() is not None or not self._behind(), "the disk is full, or all is done")
+        if (code := worker.process.poll()) is None:
+            self._end(worker)
+            return
+        log = worker.log.read_text()
+        assert code == 1, f"{code}: {log[-4_000:]}"
+        assert "File too large" in log, log[-4_000:]
+        self.faults["disk full"] += 1
 
     def _cut(self, strike: Strike) -> None:
         """Every connection broken and none to be had for a while."""

@@ -38,7 +38,9 @@ class Strike(NamedTuple):
     Attributes:
         kind: `killed`: one worker at a point or at a moment; `crowd`: three workers under load, two of them killed,
             back to one; `moved`: killed while its partitions move; `zombie`: stopped past its session timeout, and
-            woken; `broker`: the broker killed and started again; `cut`, `held`: the network gone for a while.
+            woken; `broker`: the broker, or all of them, killed and started again; `leader`: the broker that leads a
+            partition killed, and started again; `full`: no file of the worker may grow any more; `cut`, `held`: the
+            network gone for a while.
         kills: SIGKILLs of workers in it.
         directory: what the first worker finds.
         point: where the worker is struck; empty for a moment.
@@ -81,7 +83,7 @@ def _points(rng: random.Random) -> Iterator[Strike]:
 
 
 def _others(rng: random.Random, seed: int) -> Iterator[Strike]:
-    kinds = ("crowd", "zombie", "broker", *REBALANCE, "cut", "held")
+    kinds = ("crowd", "zombie", "broker", "leader", *REBALANCE, "cut", "held", "full")
     while True:
         for place in range(len(kinds)):
             kind = kinds[(seed + place) % len(kinds)]

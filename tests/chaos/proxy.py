@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import threading
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -93,6 +94,33 @@ class Proxy:
             self._carried -= {source, sink}
         _end(source)
         _end(sink)
+
+
+class Network:
+    """A proxy for each broker, all of them cut, held and restored together."""
+
+    def __init__(self, proxies: Sequence[Proxy]) -> None:
+        self._proxies = proxies
+
+    @property
+    def address(self) -> str:
+        """`host:port` of each, by commas."""
+        return ",".join(proxy.address for proxy in self._proxies)
+
+    def cut(self) -> None:
+        """See `Proxy`."""
+        for proxy in self._proxies:
+            proxy.cut()
+
+    def hold(self) -> None:
+        """See `Proxy`."""
+        for proxy in self._proxies:
+            proxy.hold()
+
+    def restore(self) -> None:
+        """See `Proxy`."""
+        for proxy in self._proxies:
+            proxy.restore()
 
 
 def _end(connection: socket.socket) -> None:

@@ -77,7 +77,7 @@ class Deployment:
             "session_timeout_ms": 6_000,
             **settings,
         }
-        self.settings = StreamSettings(brokers=(broker,), data_dir=directory / "unused", **self.options)
+        self.settings = StreamSettings(brokers=tuple(broker.split(",")), data_dir=directory / "unused", **self.options)
         self.workers: list[Worker] = []
         self._producer = Producer({"bootstrap.servers": broker, "linger.ms": 5, "log_level": 0})
         declare(self.settings)
@@ -129,7 +129,7 @@ class Deployment:
         topic = self.settings.topic(role)
         consumer = Consumer(
             {
-                "bootstrap.servers": self.settings.brokers[0],
+                "bootstrap.servers": ",".join(self.settings.brokers),
                 "group.id": "reader",
                 "isolation.level": "read_committed",
                 "enable.partition.eof": True,

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ def main() -> int:
     failpoints.arm(options.pop("failpoints", ""))
     state_bytes = options.pop("state_bytes", 0)
     join = options.pop("join", None)
+    if file_bytes := options.pop("file_bytes", 0):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))  # As if the disk were full from there on.
     options["brokers"] = tuple(options["brokers"])
     options["data_dir"] = Path(options["data_dir"])
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
