@@ -213,6 +213,7 @@ def produce(context: click.Context, /, feed: str, *, as_json: bool, **options: A
 )
 @click.option("--compare", is_flag=True, help="Say what it would change of the live state, and for how many users.")
 @click.option("--publish", is_flag=True, help="Put the state where workers go live from it; only where there is none.")
+@click.option("--replace", is_flag=True, help="With --publish: in place of the live state. Stop the workers first.")
 @_JSON
 @click.pass_context
 def replay(
@@ -224,6 +225,7 @@ def replay(
     verify: bool,
     compare: bool,
     publish: bool,
+    replace: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -240,10 +242,11 @@ def replay(
     if source.startswith("kafka:"):
         from headwater.from_topics import replay_topics  # noqa: PLC0415
 
-        taken = {name: options[name] for name in ("model", "batch")}
-        summary = replay_topics(settings, source, out, verify=verify, publish=publish, compare=compare, **taken)
-    elif verify or publish or compare:
-        raise click.UsageError("--verify, --compare and --publish: expected a kafka: source")
+        asked = {"verify": verify, "publish": publish, "compare": compare, "replace": replace}
+        model, batch = options["model"], options["batch"]
+        summary = replay_topics(settings, source, out, model=model, batch=batch, **asked)
+    elif verify or publish or compare or replace:
+        raise click.UsageError("--verify, --compare, --publish and --replace: expected a kafka: source")
     else:
         summary = run(settings, source, out, **options)
     _print(summary) if as_json else click.echo(described(summary))

@@ -6,6 +6,7 @@ logged from FROM to before TO. Everything is read as it is committed, and nothin
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 import xxhash
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
 
 from headwater import comparison
 from headwater.backfill import task_of
@@ -26,6 +29,7 @@ from model_core.errors import SettingsError
 from model_core.records import Step
 from streams import recovery
 from streams.agents.catalogue import CatalogueFeed
+from streams.clients import confluent_config
 from streams.gather import Gather
 from streams.metrics import Metrics
 from streams.ports import CLOCK, ERASURE_KEY, MARKER, OFFSETS, TOPICS, USER, Landing
@@ -40,6 +44,7 @@ __all__ = ["PREFIX", "Range", "range_of", "replay_topics"]
 PREFIX: Final = "kafka:"
 _FETCHED: Final = 1_000
 _LAST_MS: Final = 1 << 62
+_ANSWER_S: Final = 10.0
 
 
 class Range(NamedTuple):
@@ -94,6 +99,7 @@ def replay_topics(
     verify: bool = False,
     publish: bool = False,
     compare: bool = False,
+    replace: bool = False,
 ) -> Replayed:
     """Replay what the topics hold.
 
@@ -105,6 +111,7 @@ def replay_topics(
         batch: records of a batch.
         verify: repeat the steps of the workers and compare.
         publish: put the state where workers go live from it.
+        replace: with `publish`, in place of the state that workers have; they have to be stopped.
         compare: say what would change of the live state, and for how many.
 
     Raises:
@@ -114,11 +121,15 @@ def replay_topics(
     wanted = range_of(source)
     if verify and (publish or model is not None or not wanted.whole):
         raise SettingsError("--verify: expected kafka:beginning..end, without --publish and without --model")
+    if replace and not publish:
+        raise SettingsError("--replace: expected --publish beside it")
     require_broker(settings.streams, settings.general.broker_wait_s)
     topics = describe(settings.streams, [settings.streams.topic(role) for role in (*SOURCES, CHANGELOG)])
     known = msgspec.json.encode(topics, order="sorted")
     partitions = topics[settings.streams.topic(CHANGELOG)].partitions
-    if publish:
+    if replace:
+        _require_stopped(settings)
+    elif publish:
         _require_no_state(settings, partitions)
     made_empty(out)
     started_s = time.monotonic()
@@ -127,6 +138,10 @@ def replay_topics(
     with ExitStack() as stack:
         files = Files(out, stack)
         stores = [store_in(out, settings, partition, stack) for partition in range(partitions)]
+        live = [_Live(settings, partition) if replace else None for partition in range(partitions)]
+        for store, there in zip(stores, live, strict=True):
+            if there is not None:
+                store.write(there.erasures, {}, None)  # Whoever was erased stays so, whatever the range still holds.
         verified, run = [], _Run(settings, wanted, batch, digest, files)
         for partition, store in enumerate(stores):
             if verify:
@@ -137,7 +152,7 @@ def replay_topics(
         replayed = (user for store in stores for user, _ in store.users())
         files.flush()
         compared = comparison.compare(settings, out, replayed) if compare else None
-        published = _publish(settings, stores, known, run) if publish else None
+        published = _publish(settings, stores, known, run, live) if publish else None
     seconds = time.monotonic() - started_s
     taken = sum((Counter(one.records) for one in verified), run.records)
     return Replayed(
@@ -233,14 +248,82 @@ def _require_no_state(settings: Settings, partitions: int) -> None:
         asked.close()
 
 
-def _publish(settings: Settings, stores: list[RocksStore], known: bytes, run: _Run) -> int:
+def _require_stopped(settings: Settings) -> None:
+    """Refuse to replace the state of workers that run.
+
+    Raises:
+        SettingsError: the group has members, or the broker does not say.
+    """
+    group = settings.streams.group(ROLE)
+    admin = AdminClient(confluent_config(settings.streams))
+    (future,) = admin.describe_consumer_groups([group], request_timeout=_ANSWER_S).values()
+    try:
+        members = len(future.result(2 * _ANSWER_S).members)
+    except (KafkaException, TimeoutError) as error:
+        raise SettingsError(f"--replace: the broker does not say whether workers of {group} run: {error}") from error
+    if members:
+        raise SettingsError(f"--replace: {members} workers of {group} are running: stop them first")
+
+
+class _Live:
+    """What a partition's changelog holds of the state that is to be replaced.
+
+    Attributes:
+        users: changelog keys of those with a record.
+        erasures: markers, and the key they were made with.
+        committed: offsets of the workers' group, by role.
+    """
+
+    def __init__(self, settings: Settings, partition: int) -> None:
+        self.users: set[bytes] = set()
+        reserved: dict[bytes, bytes] = {}
+        with Reader(settings.streams, [CHANGELOG], partition=partition) as reader:
+            for _, message in reader.to_the_end():
+                key, value = message.key(), message.value()
+                if key.startswith(USER):
+                    (self.users.discard if value is None else self.users.add)(key)
+                elif value is None:
+                    reserved.pop(key, None)
+                else:
+                    reserved[key] = value
+        self.erasures: list[tuple[bytes, bytes | None]] = [
+            (key, value) for key, value in reserved.items() if key == ERASURE_KEY or key.startswith(MARKER)
+        ]
+        asked = recovery.Reader(settings.streams, settings.streams.group(ROLE))
+        names = {settings.streams.topic(role): role for role in SOURCES}
+        try:
+            self.committed = {names[name]: at for name, at in asked.committed(names, partition).items()}
+        finally:
+            asked.close()
+
+    def require_reached(self, positions: dict[str, int]) -> None:
+        """Refuse a range that ends before the workers did: what lies between would be nobody's.
+
+        Raises:
+            SettingsError: it does.
+        """
+        short = [role for role, at in self.committed.items() if positions.get(role, 0) < at]
+        if short:
+            raise SettingsError(
+                f"--replace: the range ends before the workers did on {short}: expected kafka:FROM..end"
+            )
+
+
+def _publish(
+    settings: Settings, stores: list[RocksStore], known: bytes, run: _Run, live: Sequence[_Live | None]
+) -> int:
     """States, erasures, clock and positions to the changelog, one transaction a partition; how many users."""
+    for there, positions in zip(live, run.positions, strict=True):
+        if there is not None:
+            there.require_reached(positions)
     count = 0
     for partition, store in enumerate(stores):
         transactions = PartitionTransactions(settings.streams, ROLE, partition, lambda: b"")
         transactions.fence()
         try:
             users = [(USER + user, value) for user, value in store.users()]
+            there = live[partition]
+            gone = [] if there is None else sorted(there.users.difference(key for key, _ in users))
             positions = run.positions[partition]
             step = Step(
                 partition=partition,
@@ -255,6 +338,7 @@ def _publish(settings: Settings, stores: list[RocksStore], known: bytes, run: _R
             changelog: list[tuple[bytes, bytes | None]] = [
                 (TOPICS, known),
                 *users,
+                *((key, None) for key in gone),
                 *store.starting(MARKER).items(),
                 *([(ERASURE_KEY, key)] if (key := store.meta(ERASURE_KEY)) is not None else []),
                 (OFFSETS, msgspec.json.encode(positions)),
