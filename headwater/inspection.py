@@ -10,7 +10,7 @@ from headwater.reading import Reader, require_broker
 from headwater.settings import Settings
 from model_core import records, user_state
 from model_core.bandit import head
-from model_core.errors import HeadwaterError
+from model_core.errors import HeadwaterError, ModelError
 from model_core.records import ModelManifest
 from model_core.user_state import UserState
 from streams.model_files import MANIFEST, WEIGHTS
@@ -120,6 +120,8 @@ def model(settings: Settings, out: Path | None) -> dict[str, Any]:
                 newest = records.decode_as(ModelManifest, message.value())
     if newest is None:
         raise UnknownError("no model was published yet: start `headwater worker train`")
+    if newest.parts > len(parts):
+        raise ModelError(f"the newest model has {newest.parts} parts, of which {len(parts)} at most are there")
     found = [parts.get(f"{newest.name}/{newest.version}/{part}", b"") for part in range(newest.parts)]
     serving = verified(newest, found)
     if out is not None:

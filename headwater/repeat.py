@@ -212,7 +212,8 @@ class Topics:
         if version == 0:
             return engine_of(self._settings).model
         manifest = self._manifests.get(version)
-        parts = [] if manifest is None else [f"{manifest.name}/{version}/{part}" for part in range(manifest.parts)]
+        count = 0 if manifest is None else min(manifest.parts, len(self._parts) + 1)
+        parts = [] if manifest is None else [f"{manifest.name}/{version}/{part}" for part in range(count)]
         missing = [name for name in parts if name not in self._parts]
         if manifest is None or missing:
             lacks = "its manifest" if manifest is None else f"its parts {missing}"

@@ -105,6 +105,8 @@ class ModelFeed:
 
 
 def _whole(manifest: ModelManifest, found: Mapping[int, bytes]) -> list[bytes]:
+    if manifest.parts > len(found):  # Before it is counted out: a manifest may say anything.
+        raise ModelError(f"{len(found)} of {manifest.parts} parts are there")
     missing = [part for part in range(manifest.parts) if part not in found]
     if missing:
         raise ModelError(f"parts {missing} of {manifest.parts} are not there")

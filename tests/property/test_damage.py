@@ -27,6 +27,8 @@ from streams.ports import pack, unpack
 from streams.task import decode_offsets
 from streams.training.checkpoint import CheckpointError, CheckpointStore, Header, read
 from streams.training.schedule import ScheduleState
+from tests.shell.test_model_feed import Message, Served, messages
+from tests.shell.test_model_feed import model as messages_of
 from tests.unit.engine_case import T0, Task, click, engine, impression
 
 NUMBERS = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats()
@@ -155,6 +157,22 @@ def test_a_manifest_is_read_or_a_decode_error(fields: dict[str, Any]) -> None:
         model_file.unpack(found, [whole])
     except ModelError:
         assert found != manifest
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.sampled_from(("headwater", "headwater/1/0", "x/y", "")), JSON | NUMBERS), max_size=4))
+def test_whatever_stands_on_models_the_one_that_serves_stays(written: list[tuple[str, Any]]) -> None:
+    """Manifests of a million million parts among it: refused, counted, and the next good one is taken in."""
+    served = Served()
+    served.feed.apply(messages(1))
+    manifest = msgspec.to_builtins(messages_of(2)[0])
+    for key, content in written:
+        fields = content if isinstance(content, dict) else {"parts": content, "version": 9}
+        for value in (content, manifest | fields):
+            served.feed.apply([Message(key, msgspec.json.encode(value))])
+    assert served.versions == [1]
+    served.feed.apply(messages(3))
+    assert served.versions == [1, 3]
 
 
 @pytest.fixture(scope="module")
