@@ -22,6 +22,7 @@ __all__ = [
     "HeadSettings",
     "JoinSettings",
     "LearnerSettings",
+    "MetaUpdate",
     "Objective",
     "PolicySettings",
     "PretrainingSettings",
@@ -33,6 +34,9 @@ _MINUTE_MS = 60_000
 
 Algorithm = Literal["double-q-learning", "q-learning", "sarsa", "reinforce", "a2c", "ppo"]
 """Names of the learners."""
+
+MetaUpdate = Literal["empirical-bayes", "meta-prior", "anil", "fomaml", "reptile"]
+"""Names of the ways in which the prior of the users' heads is learned."""
 
 EncoderKind = Literal["gru", "trace-gru", "lstm", "causal-transformer", "masked-transformer"]
 """Names of the sequence encoders."""
@@ -429,6 +433,15 @@ class LearnerSettings:
         held_out_share: of the transitions, by a hash of their id, that are never trained on.
         prior_transitions: latest transitions that the prior is estimated from.
         prior_iterations: of EM.
+        meta: how the prior is learned: `empirical-bayes` (EM), `meta-prior` (by the loss on what followed a few
+            events), `anil`, `fomaml` or `reptile` (a start and step sizes, and the prior that they amount to).
+        meta_steps: outer steps of all but EM, which they start from.
+        meta_users: users of an outer step.
+        meta_events: first events of a user, of those the prior is learned from, that make a task.
+        meta_rate: of Adam in the outer loop.
+        meta_loss: density of the outer loss of `meta-prior`: `normal`, or `laplace` for small absolute errors.
+        meta_inner_steps: T, gradient steps of the inner loop of `anil`, `fomaml` and `reptile`.
+        cold_start_share: of the users, never part of the prior's learning, on whom the cold-start curve is measured.
         neighbours: co-clicked items published for each item.
         popularity_half_life: impressions of an item after which an old one counts half.
     """
@@ -455,16 +468,24 @@ class LearnerSettings:
     held_out_share: float = 0.05
     prior_transitions: int = 10_000
     prior_iterations: int = 8
+    meta: MetaUpdate = "empirical-bayes"
+    meta_steps: int = 100
+    meta_users: int = 64
+    meta_events: int = 40
+    meta_rate: float = 0.02
+    meta_loss: Literal["normal", "laplace"] = "normal"
+    meta_inner_steps: int = 3
+    cold_start_share: float = 0.1
     neighbours: int = 20
     popularity_half_life: float = 1_000.0
 
     def check(self) -> None:
         """Raise `SettingsError` where a value is out of range."""
         hints = get_type_hints(LearnerSettings)
-        for key in ("algorithm", "future_credit"):
+        for key in ("algorithm", "future_credit", "meta", "meta_loss"):
             choices = get_args(hints[key])
             _expect(getattr(self, key) in choices, f"learner.{key}", getattr(self, key), " or ".join(choices))
-        for key in ("temperature", "weight_cap", "clip_range"):
+        for key in ("temperature", "weight_cap", "clip_range", "meta_rate"):
             _expect(getattr(self, key) > 0, f"learner.{key}", getattr(self, key), "more than 0")
         _expect(self.entropy_weight >= 0, "learner.entropy_weight", self.entropy_weight, "0 or more")
         _expect(0 <= self.discount < 1, "learner.discount", self.discount, "0 or more, less than 1")
@@ -479,8 +500,20 @@ class LearnerSettings:
             "candidates",
             "negatives",
             "trace_steps",
+            "meta_steps",
+            "meta_users",
+            "meta_inner_steps",
         ):
             _expect(getattr(self, key) >= 1, f"learner.{key}", getattr(self, key), "1 or more")
+        _expect(self.meta_events > 1, "learner.meta_events", self.meta_events, "2 or more")
+        _expect(0 <= self.cold_start_share < 1, "learner.cold_start_share", self.cold_start_share, "0 up to 1")
+        keeps_mean = self.algorithm not in ("reinforce", "a2c", "ppo") or self.meta in ("empirical-bayes", "meta-prior")
+        _expect(
+            keeps_mean,
+            "learner.meta",
+            self.meta,
+            f"empirical-bayes or meta-prior with {self.algorithm}, whose weights are the prior's mean",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,7 @@ from model_core.config import EncoderSettings, HeadSettings, JoinSettings, Polic
 from model_core.errors import ModelError
 from model_core.intake import Intake, Output, SourceRecord
 from model_core.join import Clock
+from model_core.meta import starts
 from model_core.online import Learned, learn
 from model_core.records import DEFAULT_USER, Cause, Recommendation
 from model_core.serving import ServingModel
@@ -194,11 +195,12 @@ class Engine:
         places = [place for place, work in enumerate(works) if work.cause is not None]
         if not places:
             return
+        posterior = head.Posterior(learned.posterior.precision[places], learned.posterior.information[places])
         epochs = [works[place].cause_ms // self.settings.strategies.epoch_ms for place in places]
         own = assigned(self.seed, [works[place].key for place in places], epochs, self._arms).tolist()
         chosen = policy.choose(
             [self._asked(works[place], *served) for place, *served in zip(places, own, epochs, strict=True)],
-            head.Posterior(learned.posterior.precision[places], learned.posterior.information[places]),
+            posterior,
             self._model.user_vectors(
                 learned.hidden[places],
                 [works[place].state.traits for place in places],
@@ -208,8 +210,10 @@ class Engine:
             settings=self.settings.policy,
             among=self._arms,
         )
-        for place, choice in zip(places, chosen, strict=True):
+        new = starts.from_prior(posterior, self._model)
+        for place, choice, start in zip(places, chosen, new.tolist(), strict=True):
             self._publish(works[place], choice, clock)
+            starts.count(start, choice.slate, self._model, counters)
             counters["recommended"] += 1
 
     def _asked(self, work: Work, arm: int, epoch: int) -> policy.Asked:

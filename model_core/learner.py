@@ -1,4 +1,4 @@
-"""The learner: transitions in, models out. An algorithm of `rl` trains the encoder, empirical Bayes the users' prior.
+"""The learner: transitions in, models out. An algorithm of `rl` trains the encoder, one of `meta` the users' prior.
 
 A step takes a batch of transitions and lowers
 
@@ -31,7 +31,8 @@ from model_core.config import EncoderSettings, EvaluationSettings, LearnerSettin
 from model_core.encoder.network import ItemBatch, Network, take_weights
 from model_core.errors import SettingsError
 from model_core.features.tokens import context_tokens, item_tokens, trait_tokens
-from model_core.meta import empirical_bayes
+from model_core.meta import cold_start, updates
+from model_core.meta.tasks import Observations
 from model_core.records import Evaluation, Item, Transition
 from model_core.replay_buffer import ReplayBuffer, Rows
 from model_core.rl import algorithms
@@ -57,7 +58,6 @@ _NEXT_ITEM_ROWS: Final = 24
 """Rows of a batch whose whole histories enter the next-item loss: all would cost more than the rest of the step."""
 _MASKED_SHARE: Final = 0.2
 """Entries that a masked Transformer is to tell (Sun et al. 2019 use 0.2 on MovieLens-1M)."""
-_PRIOR_VARIANCE: Final = 0.1
 _NEIGHBOUR_REACH: Final = 5
 
 
@@ -573,8 +573,8 @@ class Learner:
         self.version += 1
         if self._first is None:
             self._first = copy.deepcopy(self._online)
-        prior = self._prior()
-        metrics = self._held_out()
+        prior, curve = self._prior()
+        metrics = self._held_out() | curve
         metrics["noise_variance"] = prior.noise_variance
         metrics["prior_trace"] = float(np.trace(np.linalg.inv(prior.precision)))
         standings = self._log.standings()
@@ -601,19 +601,26 @@ class Learner:
         """What policies are worth by the latest transitions."""
         return self._log.evaluations()
 
-    def _prior(self) -> Prior:
-        """Empirical Bayes over the users of the latest transitions.
+    def _prior(self) -> tuple[Prior, dict[str, float]]:
+        """What the latest transitions teach of the users' heads, and the curve of what it is worth to a new user.
 
         A policy learner's prior has the policy's own weights for its mean, so that a stranger is served by the policy,
         and what it says of rewards is spread: the heads learn where this user differs. The bias, which ranks nothing,
         is set so that the scores are the targets' on average.
         """
         mean = self._online.reward_weights.detach().double().cpu().numpy()
-        precision = np.eye(self.encoder.dimension) / _PRIOR_VARIANCE
-        start = Prior(precision, precision @ mean, _PRIOR_VARIANCE)
+        start = updates.starting(mean)
         rows = self._buffer.latest(self.settings.prior_transitions)
         if not len(rows) or not self._row:
-            return start
+            return start, {}
+        others, held_out = updates.held_out_users(self._observations(rows), self.settings.cold_start_share)
+        if self._scores_are_logits and len(others.y):
+            start = updates.levelled(start, others)
+        prior = updates.learn(others, start, self.settings, seed=self.version, keep_mean=self._scores_are_logits)
+        return prior, cold_start.curve(held_out, prior)
+
+    def _observations(self, rows: npt.NDArray[np.int64]) -> Observations:
+        """What was shown in these transitions, with its target, in their order."""
         users, features, targets, weights = [], [], [], []
         for part in np.array_split(rows, max(1, len(rows) // _EVALUATED)):
             batch, states, vectors = self._evaluate(self._online, part)
@@ -625,18 +632,12 @@ class Learner:
                 targets.append(y[shown].double().cpu().numpy())
                 weights.append(self._weights(batch)[shown].double().cpu().numpy())
                 users.append(np.repeat(self._buffer.columns["user"][part], shown.sum(dim=1).cpu().numpy()))
-        observed = empirical_bayes.statistics(
+        return Observations(
             np.concatenate(users).astype(np.int64),
             np.concatenate(features),
             np.concatenate(targets),
             np.concatenate(weights),
         )
-        if not self._scores_are_logits:
-            return empirical_bayes.estimate(observed, start, self.settings.prior_iterations)
-        level = float((observed.information.sum(axis=0) - observed.precision.sum(axis=0) @ mean)[-1])
-        mean[-1] += level / observed.weight.sum()
-        start = start._replace(information=precision @ mean)
-        return empirical_bayes.estimate(observed, start, self.settings.prior_iterations, keep_mean=True)
 
     def _neighbours(self) -> dict[str, list[str]]:
         """For each item, those clicked close to it in histories, by cosine of their counts."""

@@ -388,3 +388,22 @@ def test_recommendations_are_strict_records() -> None:
     task.send([impression("u", "i1", T0, SHOWN)])
     raw = json.loads(task.outputs[-1].value or b"")
     assert set(raw) == set(Recommendation.__struct_fields__)
+
+
+def test_a_slate_of_a_user_without_events_counts_as_from_the_prior() -> None:
+    """The first impressions bring one each, for they are no event yet; with a click in the head, no more."""
+    task = Task(engine())
+    first = task.send([impression("u", "i1", T0, SHOWN)])
+    second = task.send([impression("u", "i2", T0 + 1, SHOWN)])
+    third = task.send([click("u", "c1", "i1", "m2", T0 + 5)])
+    fourth = task.send([impression("u", "i3", T0 + 9, SHOWN)])
+    assert [each.counters["user-from-prior"] for each in (first, second, third, fourth)] == [1, 1, 0, 0]
+
+
+def test_items_that_no_training_has_seen_shown_count_as_from_content() -> None:
+    """Of a slate of four, those that the model knows are left out of the count."""
+    model = ServingModel.initial(EncoderSettings())
+    task = Task(engine(model=model))
+    assert task.send([impression("u", "i1", T0, SHOWN)]).counters["item-from-content"] == 4
+    model.popularity.update({f"m{n}": (10.0, 1.0) for n in range(30)})
+    assert task.send([impression("u", "i2", T0 + 1, SHOWN)]).counters["item-from-content"] == 0

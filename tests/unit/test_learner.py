@@ -1,12 +1,15 @@
 """The learner is a function of transitions, settings and seed; what it is told to forget, it forgets."""
 
+from dataclasses import replace
+from typing import get_args
+
 import msgspec
 import numpy as np
 import pytest
 import torch
 
 from model_core import model_file
-from model_core.config import Strategy, StrategySettings
+from model_core.config import MetaUpdate, Strategy, StrategySettings
 from model_core.learner import Learner, resolve_device
 from model_core.records import Served
 from model_core.serving import ServingModel
@@ -230,3 +233,23 @@ def test_cuda_learns_what_the_cpu_learns() -> None:
     cpu, cuda = (learner(60, device=device).train(5) for device in ("cpu", "cuda"))
     for name, value in cpu.items():
         assert cuda[name] == pytest.approx(value, rel=0.05, abs=0.02), name
+
+
+@pytest.mark.parametrize("way", get_args(MetaUpdate))
+def test_every_way_of_learning_the_prior_is_published_with_its_cold_start_curve(way: MetaUpdate) -> None:
+    """By configuration; the model verifies, the held-out users are counted, and training goes on as without it."""
+    settings = replace(SETTINGS, meta=way, meta_steps=3, cold_start_share=0.5)
+    made = learner(120, settings=settings)
+    made.train(2)
+    model = made.publish()
+    served = model_file.unpack(*model_file.pack(model))
+    np.testing.assert_array_equal(served.prior.precision, model.prior.precision)
+    assert model.metrics["cold_start_users"] >= 1
+    assert all(model.metrics[f"cold_start_k{k}"] > 0 for k in (0, 1, 2, 3, 5, 10))
+    quiet = learner(120, settings=settings)
+    quiet.train(2)
+    made.train(1)
+    quiet.train(1)
+    theirs = quiet.publish().weights
+    for name, weight in made.publish().weights.items():
+        np.testing.assert_array_equal(weight, theirs[name])
