@@ -140,6 +140,7 @@ class DemoSummary(msgspec.Struct, frozen=True, kw_only=True):
     gap_closed: float
     gap_closed_interval: Rate
     rated_click_rate: dict[str, Any]
+    few_clicks_rate: dict[str, Any]
     popularity_by_count: Rate
     oracle: Rate
     aa_check: Any
@@ -425,6 +426,7 @@ class Demo:
             gap_closed=report.gap_closed.value,
             gap_closed_interval=report.gap_closed,
             rated_click_rate=dict(report.rated_click_rate),
+            few_clicks_rate=dict(report.few_clicks_rate),
             popularity_by_count=report.popularity_by_count,
             oracle=report.oracle,
             aa_check=report.aa,

@@ -17,6 +17,7 @@ from producers.feeds.movielens import LIKED
 from producers.people import People
 
 __all__ = [
+    "FEW",
     "AaCheck",
     "Bootstrap",
     "Rate",
@@ -24,12 +25,15 @@ __all__ = [
     "aa_check",
     "click_rates",
     "counterfactual",
+    "few_clicks_rates",
     "past_clicks",
     "score",
 ]
 
 Floats = NDArray[np.float64]
 
+FEW: Final = 5
+"""Clicks below which a person counts as hardly known."""
 _TAILS: Final = (0.025, 0.975)
 _NORMAL_95: Final = 1.959964
 _ROUNDING: Final = 1e-12
@@ -66,6 +70,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         people: in each arm.
         click_rate: of each arm, clicks over places.
         rated_click_rate: of each arm, clicks on pairs really rated as liked in the newer half, over places.
+        few_clicks_rate: of each arm, the click rate of slates whose person had clicked fewer than `FEW` things before.
         expected_click_rate: of each arm, the same slates' click rate in expectation under the response model.
         popularity_by_count: what ranking by the warm-up's click counts would have got from all people.
         oracle: what the true attractions would have got from the people of the arm `headwater`.
@@ -78,6 +83,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     people: dict[str, int]
     click_rate: dict[str, Rate]
     rated_click_rate: dict[str, Rate]
+    few_clicks_rate: dict[str, Rate]
     expected_click_rate: dict[str, Rate]
     popularity_by_count: Rate
     oracle: Rate
@@ -115,6 +121,7 @@ def score(loop: ClosedLoop, *, resamples: int = 2_000, seed: int = 0, everyone: 
     rated = loop.tally.rated_clicks[:, :rounds].sum(axis=1) / places
     expected = loop.tally.expected[:, :rounds].sum(axis=1) / places
     size = loop.settings.slate_size
+    few = few_clicks_rates(loop.people, loop.tally.clicks[:, :rounds], size)
     oracle = counterfactual(loop.people, loop.people.attraction(), rounds, size) / places
     by_count = counterfactual(loop.people, past_clicks(loop.people), rounds, size) / places
     headwater, popularity = members["headwater"], members["popularity"]
@@ -124,6 +131,7 @@ def score(loop: ClosedLoop, *, resamples: int = 2_000, seed: int = 0, everyone: 
         people={arm: len(mine) for arm, mine in members.items()},
         click_rate={arm: bootstrap.mean(clicks[mine]) for arm, mine in members.items()},
         rated_click_rate={arm: bootstrap.mean(rated[mine]) for arm, mine in members.items()},
+        few_clicks_rate={arm: bootstrap.mean(few[mine][~np.isnan(few[mine])]) for arm, mine in members.items()},
         expected_click_rate={arm: bootstrap.mean(expected[mine]) for arm, mine in members.items()},
         popularity_by_count=bootstrap.mean(by_count),
         oracle=bootstrap.mean(oracle[headwater]),
@@ -153,6 +161,21 @@ def counterfactual(people: People, worth: Floats, rounds: int, slate_size: int) 
         clicked[users[:, None], slates] |= answers
         total += answers.sum(axis=1)
     return total
+
+
+def few_clicks_rates(people: People, clicks: NDArray[np.int64], slate_size: int) -> Floats:
+    """Each person's click rate while fewer than `FEW` clicks were known, the warm-up's among them; NaN without a slate.
+
+    Args:
+        people: who answered.
+        clicks: int64[users, rounds].
+        slate_size: places of a slate.
+    """
+    known = past_likes(people).sum(axis=1)[:, None] + np.cumsum(clicks, axis=1) - clicks
+    few = known < FEW
+    slates = few.sum(axis=1)
+    rates: Floats = (clicks * few).sum(axis=1) / np.where(slates > 0, slates * slate_size, np.nan)
+    return rates
 
 
 def past_likes(people: People) -> NDArray[np.bool_]:

@@ -93,6 +93,7 @@ def test_the_summary_tells_people_what_the_object_tells_programs() -> None:
         "recommendations": 10, "transitions": 9, "corrections": 0, "dead_letters": 0, "users": 5, "model_version": 4,
         "events_per_s": 12.0, "latency_ms": {"p50": 20.0, "p99": 80.0}, "click_rate": RATES, "gap_closed": 0.21,
         "gap_closed_interval": Rate(value=0.21, low=0.1, high=0.3), "rated_click_rate": RATES,
+        "few_clicks_rate": RATES,
         "popularity_by_count": RATES["popularity"], "oracle": Rate(value=0.4, low=0.38, high=0.42), "rounds": 6,
         "aa_check": Halves(), "people": {}, "counters": {}, "td_error_held_out": {"first": 0.5, "last": 0.4},
     }  # fmt: skip

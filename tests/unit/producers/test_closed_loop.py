@@ -8,7 +8,7 @@ import pytest
 from model_core.records import DEFAULT_USER, Click, Impression
 from producers.arms import Popularity, arm_of
 from producers.closed_loop import ClosedLoop
-from producers.scoring import Bootstrap, aa_check, click_rates, score
+from producers.scoring import FEW, Bootstrap, aa_check, click_rates, few_clicks_rates, past_likes, score
 from producers.simulate import simulated_log
 from producers.warmup import WarmupSettings, warmup_feed
 from tests.unit.producers.people_case import START_MS, recommendation, run_loop, settings, small_people
@@ -154,6 +154,22 @@ def test_the_oracle_wins_and_the_gap_is_closed() -> None:
     assert report.click_rate["headwater"].value >= report.rated_click_rate["headwater"].value > 0
     live = click_rates(loop, resamples=50)
     assert live["random"].value == pytest.approx(rates["random"].value)
+
+
+def test_the_rate_at_few_clicks_ends_with_the_fifth_click() -> None:
+    """Two clicks before, then two a round: rounds one and two count, and who knew five before has no such rate."""
+    people = small_people()
+    likes = past_likes(people).sum(axis=1)
+    clicks = np.zeros((len(people.users), 4), np.int64)
+    clicks[:, :3] = 2
+    rates = few_clicks_rates(people, clicks, 5)
+    assert (np.isnan(rates) == (likes >= FEW)).all()
+    for before in (1, 2):
+        rounds = {1: 2, 2: 2}[before]
+        assert rates[likes == before] == pytest.approx(2 * rounds / (5 * rounds))
+    assert rates[likes == 0] == pytest.approx(2 * 3 / (5 * 3))
+    idle = few_clicks_rates(people, np.zeros_like(clicks), 5)
+    assert (idle[likes < FEW] == 0).all()
 
 
 def test_only_rounds_that_everyone_has_been_through_count() -> None:
