@@ -65,7 +65,7 @@ class _Tuning:
         for name, table in self.network.tables.items():
             table.requires_grad = name in names
         self.network.choice_weights.requires_grad = False
-        self._items = ItemBatch(*map(torch.from_numpy, item_tokens(items, model.settings)))
+        self._items = ItemBatch(*map(torch.from_numpy, item_tokens(items, model.settings).cut()))
 
     def scores(self, examples: Sequence[Example], dropout: float = 0.0) -> Tensor:
         """φᵀw of each example's item, the level added."""

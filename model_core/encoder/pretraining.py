@@ -111,7 +111,7 @@ class Pretraining:
         self._optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
-        self._item_batch = ItemBatch(*(self._tensor(part) for part in item_tokens(items, encoder)))
+        self._item_batch = ItemBatch(*(self._tensor(part) for part in item_tokens(items, encoder).cut()))
 
     def start_from(self, model: ServingModel, *, same_catalogue: bool) -> None:
         """Take over a model's weights; of another catalogue all but the ids', which mean nothing here.
@@ -346,9 +346,9 @@ def padded(histories: Sequence[History]) -> tuple[IntArray, Float32Array, IntArr
 def known_tokens(histories: Sequence[History], encoder: EncoderSettings) -> tuple[IntArray, Float32Array]:
     """Token rows of each person's traits and their weights; int64[n, k], float32[n, k]."""
     tokens = [trait_tokens(history.traits, encoder.token_rows) for history in histories]
-    width = max(1, *map(len, tokens))
+    width = max(1, *(len(one) for one, _ in tokens))
     rows, weights = np.zeros((len(tokens), width), np.int64), np.zeros((len(tokens), width), np.float32)
-    for place, one in enumerate(tokens):
+    for place, (one, weight) in enumerate(tokens):
         rows[place, : len(one)] = one
-        weights[place, : len(one)] = 1.0 / max(len(one), 1)
+        weights[place, : len(one)] = weight
     return rows, weights
