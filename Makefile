@@ -56,6 +56,8 @@ schemas: $(INSTALLED) ## write docs/events and headwater.example.toml anew from 
 
 lock: $(INSTALLED) ## resolve the dependencies anew; UPGRADE=--upgrade takes the newest
 	echo uv | $(RESOLVE) - -o requirements-installer.lock
+	echo quixstreams==3.28.1 | $(RESOLVE) - -o benchmarks/peers/quix.lock
+	echo quixstreams==3.28.1 | $(RESOLVE) - -o benchmarks/peers/quix.lock
 	$(RESOLVE) pyproject.toml --all-extras -o requirements.lock
 	$(RESOLVE) pyproject.toml --constraints requirements.lock -o deploy/train.lock
 	echo 'torch ; python_version < "3"' | $(RESOLVE) pyproject.toml --constraints requirements.lock --overrides - -o deploy/serve.lock

@@ -4,15 +4,16 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
-__all__ = ["RESULTS", "Figure", "main", "mean", "median"]
+__all__ = ["RESULTS", "Figure", "kept_beside", "main", "mean", "median"]
 
 RESULTS: Final = Path(__file__).parent / "results"
 _DIGITS: Final = 4
@@ -73,7 +74,14 @@ def median(
     return Figure(figure, float(np.median(each)), min(each), max(each), target, sense, peer, len(each), each)
 
 
-def main(name: str, about: str, measure: Callable[[argparse.Namespace], Iterable[Figure]], *, seed: int = 1) -> None:
+def main(
+    name: str,
+    about: str,
+    measure: Callable[[argparse.Namespace], Iterable[Figure]],
+    *,
+    seed: int = 1,
+    parts: tuple[str, ...] = (),
+) -> None:
     """Measure as the command line says, and print the object; with `--keep`, keep it beside the code too.
 
     Args:
@@ -81,13 +89,20 @@ def main(name: str, about: str, measure: Callable[[argparse.Namespace], Iterable
         about: what it does.
         measure: the figures, given `quick` and `seed`; what it wants to say meanwhile goes to stderr.
         seed: the default one.
+        parts: into which it can be divided: `part` has the chosen ones, and what is kept keeps the others' figures.
     """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=about.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="smaller and less certain")
     parser.add_argument("--seed", type=int, default=seed, help="the first, where there are several")
     parser.add_argument("--json", action="store_true", help="print the object alone, on one line")
     parser.add_argument("--keep", action="store_true", help=f"write the object to benchmarks/results/{name}.json")
+    if parts:
+        parser.add_argument("--part", action="append", choices=parts, help="this alone, and others so named")
     options = parser.parse_args()
+    chosen = bool(parts and options.part)
+    if parts and not chosen:
+        options.part = list(parts)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # Brokers and workers end with their blocks.
     began = time.monotonic()
     figures = list(measure(options))
     result = {
@@ -99,11 +114,22 @@ def main(name: str, about: str, measure: Callable[[argparse.Namespace], Iterable
     }
     if options.keep:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        path = RESULTS / f"{name}.json"
+        kept = kept_beside(json.loads(path.read_text()), result) if chosen and path.exists() else result
+        path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     if not options.json:
         for each in figures:
             print(_line(each))
     print(json.dumps(result))
+
+
+def kept_beside(before: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """A part's figures in the place of those of their names; every command that is needed for the whole stays."""
+    commands = dict.fromkeys([*before["command"].split("; "), new["command"]])
+    names = {figure["figure"] for figure in new["figures"]}
+    others = [figure for figure in before["figures"] if figure["figure"] not in names]
+    seconds = round(before["seconds"] + new["seconds"], 1)
+    return new | {"command": "; ".join(commands), "seconds": seconds, "figures": [*others, *new["figures"]]}
 
 
 def _rounded(value: object) -> object:

@@ -44,6 +44,11 @@ class Child:
                 start_new_session=True,
             )
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
     def check(self) -> None:
         """Raise `ChildFailedError` where it has ended."""
         if self._process.poll() is not None:

@@ -49,16 +49,16 @@ def missing() -> list[str]:
     return [program for program in ("java", "mvn") if shutil.which(program) is None]
 
 
-def jars() -> Path:
-    """The folder of Kafka's jars; fetched once, by one process at a time."""
-    wanted = CACHE / hashlib.sha256(POM.read_bytes()).hexdigest()[:16]
+def jars(pom: Path = POM) -> Path:
+    """The folder of the jars that a pom names, Kafka's own by default; fetched once, by one process at a time."""
+    wanted = CACHE / hashlib.sha256(pom.read_bytes()).hexdigest()[:16]
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not wanted.is_dir():
             with tempfile.TemporaryDirectory(dir=CACHE) as folder:
                 fetched = Path(folder) / "jars"
-                options = ["-q", "-B", "-f", str(POM), "dependency:copy-dependencies", f"-DoutputDirectory={fetched}"]
+                options = ["-q", "-B", "-f", str(pom), "dependency:copy-dependencies", f"-DoutputDirectory={fetched}"]
                 _run(["mvn", *options], _FETCH_S)
                 fetched.rename(wanted)
     return wanted
