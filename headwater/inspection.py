@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from headwater.reading import Reader, require_broker
 from headwater.settings import Settings
@@ -53,7 +52,7 @@ def user(settings: Settings, user_id: str) -> dict[str, Any]:
         found["head"] = {
             "item_events": len(state.ring) // user_state.RING_EVENT.itemsize,
             "mean": moments.mean[0].round(4).tolist(),
-            "deviation": np.sqrt((moments.whitening[0] ** 2).sum(axis=0)).round(4).tolist(),
+            "deviation": head.deviation(moments)[0].round(4).tolist(),
         }
     return found
 

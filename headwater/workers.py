@@ -2,7 +2,7 @@
 
 from headwater.settings import Settings
 from model_core.candidates import Catalogue
-from model_core.engine import Engine
+from model_core.engine import Engine, warm_up
 from model_core.serving import ServingModel
 from streams.app import run_worker
 from streams.text import enricher
@@ -18,9 +18,11 @@ def engine_of(settings: Settings) -> Engine:
 
 def personalize(settings: Settings) -> int:
     """Run a personalize worker; its exit code."""
+    engine = engine_of(settings)
+    warm_up(engine)
     return run_worker(
         settings.streams,
-        lambda: engine_of(settings),
+        lambda: engine,
         configuration=settings.configuration(),
         seed=settings.general.seed,
         refresh_active_ms=settings.policy.refresh_active_ms,

@@ -6,14 +6,15 @@ act here, before the policy, so that propensities stay true: what is unavailable
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from model_core.config import PolicySettings
-from model_core.errors import InvariantError
 from model_core.features.tokens import vector_fits
+from model_core.kernel import kernel
 from model_core.records import Item
 from model_core.serving import ServingModel
 from model_core.user_state import item_key
@@ -28,6 +29,17 @@ _NEW_IMPRESSIONS: Final = 20
 """An item shown less often than this is new: the standard error of its click rate still exceeds a tenth."""
 _PRIOR_IMPRESSIONS: Final = 20.0
 """Impressions that the mean reward weighs in an item's smoothed reward."""
+
+_TILE: Final = 2048
+"""Items whose scores a user's weights make at a time: at d = 32, 256 KB of vectors."""
+
+_NEVER: Final = np.uint32(0)
+"""Priority of a row that may not be a candidate."""
+
+_LAST: Final = np.uint32(2**32 - 1)
+"""Priority of a row that a source claims."""
+
+_SIGN: Final = np.uint32(2**31)
 
 FloatArray = npt.NDArray[np.float64]
 Float32Array = npt.NDArray[np.float32]
@@ -111,10 +123,12 @@ class Candidates(NamedTuple):
     Attributes:
         rows: int64[B, C], catalogue rows; -1 where a user has fewer.
         source: int8[B, C], index into `SOURCES`.
+        score: float64[B, C], expected score.
     """
 
     rows: IntArray
     source: npt.NDArray[np.int8]
+    score: FloatArray
 
 
 class Embedded:
@@ -124,8 +138,8 @@ class Embedded:
         vectors: float32[n, d], v(a).
         inputs: float32[n, E], what the encoder's `advance` eats.
         available: bool[n], whether the row may be offered.
-        rank: int64[n], place of the row in the order of item keys.
-        keys: uint64[n], item keys.
+        ids: item id of each row; "" where an item was removed, which no one is offered.
+        keys: uint64[n], item keys, ascending.
         category: int64[n], number of the first category, -1 for none.
         group_names: what the coordinates of φ stand for, for `reasons`; in their order.
         group_starts: first coordinate of each group.
@@ -175,6 +189,7 @@ class Embedded:
         self.inputs = _grown(self.inputs, size)
         self.vectors[known] = vectors
         self.inputs[known] = inputs
+        self._columns = np.ascontiguousarray(self.vectors.T)
 
     def _count_ignored(self, rows: Sequence[int]) -> None:
         lengths = self._model.settings.vector_lengths
@@ -188,8 +203,8 @@ class Embedded:
     def _index(self) -> None:
         items = self._catalogue.items
         self.available: BoolArray = np.array([item is not None and item.available for item in items], bool)
+        self.ids = [item.item_id if item is not None else "" for item in items]
         self.keys = np.array(self._catalogue.keys, np.uint64)
-        self.rank: IntArray = np.argsort(np.argsort(self.keys)).astype(np.int64)
         self.category: IntArray = np.array([self._category(item) for item in items], np.int64)
         shown, reward = np.zeros(len(items)), np.zeros(len(items))
         for item_id, (impressions, rewards) in self._model.popularity.items():
@@ -201,27 +216,36 @@ class Embedded:
         offered = np.flatnonzero(self.available)
         self._popular: IntArray = offered[np.argsort(-smoothed[offered], kind="stable")]
         self._new: IntArray = offered[shown[offered] < _NEW_IMPRESSIONS]
+        self._source = np.full(len(items), _NEAREST, np.int8)
+        self._source[self._popular[: int(self._settings.popular_share * self._settings.candidates)]] = _POPULAR
+        self._neighbours: dict[str, list[int]] = {}
 
     def _category(self, item: Item | None) -> int:
         if item is None or not item.categories:
             return -1
         return self._categories.setdefault(item.categories[0], len(self._categories))
 
-    def item_id(self, row: int) -> str:
-        """Item id of a row that was offered."""
-        item = self._catalogue.items[row]
-        if item is None:
-            raise InvariantError(f"row {row} of the catalogue holds no item; candidates never name such a row")
-        return item.item_id
-
     def rows(self, item_ids: Sequence[str]) -> IntArray:
         """Row of each item, -1 for unknown ones; int64[n]."""
         row = self._catalogue.row
         return np.array([row(item_id) for item_id in item_ids], np.int64)
 
-    def neighbours(self, item_id: str) -> list[str]:
-        """Items clicked together with this one, best first."""
-        return self._model.neighbours.get(item_id, [])
+    def rows_of_keys(self, keys: Sequence[bytes]) -> list[IntArray]:
+        """Rows of each user's item keys, given as uint64s; what was never in the catalogue is left out."""
+        if not len(self.keys):
+            return [np.zeros(0, np.int64) for _ in keys]
+        wanted = np.frombuffer(b"".join(keys), np.uint64)
+        rows = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
+        rows[self.keys[rows] != wanted] = len(self.keys)
+        ends = np.cumsum([0, *map(len, keys)]) // wanted.itemsize
+        users = [rows[start:end] for start, end in pairwise(ends.tolist())]
+        return [mine[mine < len(self.keys)] for mine in users]
+
+    def scores(self, weights: Float32Array) -> Float32Array:
+        """Score of every row under the weights of B users, float32[B, d] → float32[B, n]."""
+        scores = np.zeros((len(weights), len(self.vectors)), np.float32)
+        _score(weights, self._columns, scores)
+        return scores
 
     def select(
         self,
@@ -238,44 +262,39 @@ class Embedded:
             seen: of each user, rows that are kept out.
             turn: [B], uniform draws that say where the window over the new items starts.
         """
-        users, size = mean_score.shape
-        wanted = min(self._settings.candidates, int(self.available.sum()))
-        source = np.full((users, size), _NEAREST, np.int8)
-        self._claim(source, last_items, turn)
-        priority = np.where(source == _NEAREST, mean_score, np.float32(np.inf))
-        priority[:, ~self.available] = -np.inf
-        for user, rows in enumerate(seen):
-            priority[user, rows] = -np.inf
-        rows = np.argpartition(-priority, wanted - 1, axis=1)[:, :wanted] if 0 < wanted < size else _all(priority)
-        absent = np.take_along_axis(priority, rows, 1) == -np.inf
-        order = np.argsort(np.where(absent, size, self.rank[rows]), axis=1)
-        rows = np.take_along_axis(np.where(absent, -1, rows), order, 1)
-        return Candidates(rows, np.take_along_axis(source, np.maximum(rows, 0), 1))
-
-    def _claim(self, source: npt.NDArray[np.int8], last_items: Sequence[Sequence[str]], turn: FloatArray) -> None:
-        """Mark the rows that the popular, new and co-clicked sources claim; the latter overrule the former."""
-        settings = self._settings
-        source[:, self._popular[: int(settings.popular_share * settings.candidates)]] = _POPULAR
+        settings, users = self._settings, len(mean_score)
+        wanted = min(settings.candidates, int(self.available.sum()))
         quota = min(int(settings.new_share * settings.candidates), len(self._new))
-        if quota:
-            start = (turn * len(self._new)).astype(np.int64)
-            window = (start[:, None] + np.arange(quota)) % len(self._new)
-            source[np.arange(len(source))[:, None], self._new[window]] = _NEW
+        first = (turn * len(self._new)).astype(np.int64)
+        new = self._new[(first[:, None] + np.arange(quota)) % len(self._new)] if quota else _no_rows(users)
         quota = int(settings.cooccurring_share * settings.candidates)
-        for user, items in enumerate(last_items):
-            rows = self._coclicked(items, quota)
-            source[user, rows] = _COCLICKED
+        coclicked = _ragged([self._coclicked(items, quota) for items in last_items])
+        shape = users, wanted
+        pool = Candidates(np.full(shape, -1, np.int64), np.zeros(shape, np.int8), np.zeros(shape))
+        _select(
+            mean_score,
+            self.available,
+            self._source,
+            new,
+            *coclicked,
+            *_ragged(seen),
+            pool.rows,
+            pool.source,
+            pool.score,
+        )
+        return pool
 
     def _coclicked(self, last_items: Sequence[str], quota: int) -> list[int]:
         rows: list[int] = []
         for item_id in last_items:
-            for neighbour in self.neighbours(item_id):
-                if len(rows) >= quota:
-                    return rows
-                row = self._catalogue.row(neighbour)
-                if row >= 0:
-                    rows.append(row)
-        return rows
+            known = self._neighbours.get(item_id)
+            if known is None:
+                found = map(self._catalogue.row, self._model.neighbours.get(item_id, ()))
+                known = self._neighbours[item_id] = [row for row in found if row >= 0]
+            rows += known
+            if len(rows) >= quota:
+                break
+        return rows[:quota]
 
 
 def _grown(array: Float32Array, size: int) -> Float32Array:
@@ -285,5 +304,90 @@ def _grown(array: Float32Array, size: int) -> Float32Array:
     return np.concatenate([array, np.zeros((size - len(array), array.shape[1]), array.dtype)])
 
 
-def _all(priority: Float32Array) -> IntArray:
-    return np.broadcast_to(np.arange(priority.shape[1]), priority.shape).copy()
+def _no_rows(users: int) -> IntArray:
+    return np.zeros((users, 0), np.int64)
+
+
+def _ragged(rows: Sequence[Sequence[int] | IntArray]) -> tuple[IntArray, IntArray]:
+    """Rows of each user in one array, and where each user's end; int64[n], int64[B]."""
+    ends = np.cumsum([len(mine) for mine in rows], dtype=np.int64)
+    return np.concatenate([np.zeros(0, np.int64), *(np.asarray(mine, np.int64) for mine in rows if len(mine))]), ends
+
+
+@kernel
+def _score(weights: Float32Array, columns: Float32Array, scores: Float32Array) -> None:
+    """Scores by tiles of items: a tile of the vectors stays in cache while all users score it."""
+    users, dimension = weights.shape
+    size = columns.shape[1]
+    for start in range(0, size, _TILE):
+        end = min(start + _TILE, size)
+        for user in range(users):
+            tile = scores[user, start:end]
+            for k in range(dimension):
+                weight, column = weights[user, k], columns[k, start:end]
+                for i in range(end - start):
+                    tile[i] += weight * column[i]
+
+
+@kernel
+def _select(
+    scores: Float32Array,
+    available: BoolArray,
+    popular: npt.NDArray[np.int8],
+    new: IntArray,
+    coclicked: IntArray,
+    coclicked_ends: IntArray,
+    seen: IntArray,
+    seen_ends: IntArray,
+    rows: IntArray,
+    source: npt.NDArray[np.int8],
+    score: FloatArray,
+) -> None:
+    """The `wanted` rows of the highest priority: claimed ones, then by score, equal ones by row; in the rows' order."""
+    users, size = scores.shape
+    wanted = rows.shape[1]
+    claims, priority, counts = np.empty(size, np.int8), np.empty(size, np.uint32), np.empty(256, np.int64)
+    clicked = known = 0
+    for user in range(users):
+        claims[:] = popular
+        for place in range(new.shape[1]):
+            claims[new[user, place]] = _NEW
+        for place in range(clicked, coclicked_ends[user]):
+            claims[coclicked[place]] = _COCLICKED
+        clicked = coclicked_ends[user]
+        for row in range(size):
+            # The bits of a float32, so arranged that they compare as the number does.
+            bits = np.float32(scores[user, row]).view(np.uint32)
+            ordered = bits ^ (_LAST if bits >> np.uint32(31) else _SIGN)
+            claimed = ordered if claims[row] == _NEAREST else _LAST
+            priority[row] = claimed if available[row] else _NEVER
+        for place in range(known, seen_ends[user]):
+            priority[seen[place]] = _NEVER
+        known = seen_ends[user]
+        least, ties = _threshold(priority, wanted, counts)
+        taken = 0
+        for row in range(size):
+            if priority[row] == _NEVER or priority[row] < least or (priority[row] == least and ties == 0):
+                continue
+            ties -= priority[row] == least
+            rows[user, taken], source[user, taken], score[user, taken] = row, claims[row], scores[user, row]
+            taken += 1
+
+
+@kernel
+def _threshold(priority: npt.NDArray[np.uint32], wanted: int, counts: npt.NDArray[np.int64]) -> tuple[np.uint32, int]:
+    """The `wanted`-th largest priority, digit by digit of 8 bits, and how many that equal it are among the wanted."""
+    prefix = mask = np.uint32(0)
+    for level in range(3, -1, -1):
+        shift = np.uint32(8 * level)
+        counts[:] = 0
+        for row in range(priority.size):
+            if priority[row] & mask == prefix:
+                counts[(priority[row] >> shift) & np.uint32(255)] += 1
+        digit = 255
+        while digit > 0 and counts[digit] < wanted:
+            wanted -= counts[digit]
+            digit -= 1
+        prefix |= np.uint32(digit) << shift
+        mask |= np.uint32(255) << shift
+    return prefix, wanted

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
-import numpy as np
 
 from model_core import intake, policy, random, records
 from model_core.bandit import head
@@ -27,13 +26,13 @@ from model_core.intake import Intake, Output, SourceRecord
 from model_core.join import Clock
 from model_core.meta import starts
 from model_core.online import Learned, learn
-from model_core.records import DEFAULT_USER, Cause, Recommendation
+from model_core.records import DEFAULT_USER, Cause, Click, Impression, Item, Recommendation, SlateItem
 from model_core.serving import ServingModel
 from model_core.strategy.arms import arms, assigned
 from model_core.user_state import Decision
 from model_core.work import Due, Work
 
-__all__ = ["Effects", "Engine", "EngineSettings"]
+__all__ = ["Effects", "Engine", "EngineSettings", "warm_up"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,8 +197,9 @@ class Engine:
         posterior = head.Posterior(learned.posterior.precision[places], learned.posterior.information[places])
         epochs = [works[place].cause_ms // self.settings.strategies.epoch_ms for place in places]
         own = assigned(self.seed, [works[place].key for place in places], epochs, self._arms).tolist()
+        asked = self._asked([works[place] for place in places], own, epochs)
         chosen = policy.choose(
-            [self._asked(works[place], *served) for place, *served in zip(places, own, epochs, strict=True)],
+            asked,
             posterior,
             self._model.user_vectors(
                 learned.hidden[places],
@@ -211,28 +211,25 @@ class Engine:
             among=self._arms,
         )
         new = starts.from_prior(posterior, self._model)
-        for place, choice, start in zip(places, chosen, new.tolist(), strict=True):
-            self._publish(works[place], choice, clock)
+        for place, one, choice, start in zip(places, asked, chosen, new.tolist(), strict=True):
+            self._publish(works[place], one.key, choice, clock)
             starts.count(start, choice.slate, self._model, counters)
             counters["recommended"] += 1
 
-    def _asked(self, work: Work, arm: int, epoch: int) -> policy.Asked:
-        rows = [self.catalogue.row_of_key(key) for key in np.frombuffer(work.state.seen, np.uint64).tolist()]
-        return policy.Asked(
-            key=self._key(work),
-            last_items=work.last_items(policy.LAST_ITEMS),
-            seen=np.array([row for row in rows if row >= 0], np.int64),
-            arm=arm,
-            epoch=epoch,
-        )
+    def _asked(self, works: Sequence[Work], own: Sequence[int], epochs: Sequence[int]) -> list[policy.Asked]:
+        seen = self._embedded.rows_of_keys([work.state.seen for work in works])
+        return [
+            policy.Asked(self._key(work), work.last_items(policy.LAST_ITEMS), rows, arm, epoch)
+            for work, rows, arm, epoch in zip(works, seen, own, epochs, strict=True)
+        ]
 
     def _key(self, work: Work) -> int:
         """Key of all randomness behind a slate: the seed, the user and the cause."""
         cause = work.required_cause()
         return random.event_key(self.seed, work.key, cause.topic.encode(), cause.partition, cause.offset)
 
-    def _publish(self, work: Work, choice: policy.Chosen, clock: Clock) -> None:
-        decision_id = f"{self._key(work):016x}"
+    def _publish(self, work: Work, key: int, choice: policy.Chosen, clock: Clock) -> None:
+        decision_id = f"{key:016x}"
         settings = self.settings.policy
         slim = msgspec.structs.replace(choice.candidates, ids=[], inclusion_probability=[])
         recommendation = Recommendation(
@@ -258,3 +255,21 @@ class Engine:
                 choice.served,
             )
         )
+
+
+def warm_up(engine: Engine) -> None:
+    """Have the kernels compiled before anybody waits for them: somebody invented clicks on an invented item.
+
+    The first start on a machine takes seconds, later ones load the machine code. The engine is left as it was.
+    """
+    catalogue = Catalogue()
+    catalogue.set(Item(item_id="a"))
+    twin = Engine(engine.settings, catalogue, engine.model, seed=engine.seed)
+    kind = next(iter(engine.settings.join.weights))
+    shown = Impression(impression_id="i", user_id="u", event_time_ms=0, slate=[SlateItem(item_id="a")])
+    click = Click(click_id="c", impression_id="i", user_id="u", item_id="a", kind=kind, event_time_ms=0)
+    batch = (
+        SourceRecord("impressions", 0, None, b"u", records.encode(shown)),
+        SourceRecord("clicks", 0, None, b"u", records.encode(click)),
+    )
+    twin.step(twin.intake(None, 0, batch), {})

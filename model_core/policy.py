@@ -1,4 +1,4 @@
-"""From posteriors to slates, for B users at once.
+"""From posteriors to slates, for B users at once; what one of them gets does not depend on the others, to the bit.
 
 The policy is a mixture of Plackett-Luce components: one for each posterior draw (particle Thompson sampling), or one
 for upper confidence bounds or the posterior mean, and a uniform one of weight epsilon. `bandit.slate` has the maths,
@@ -18,20 +18,27 @@ from model_core import random
 from model_core.bandit import diverse, head, slate
 from model_core.candidates import SOURCES, Candidates, Embedded
 from model_core.config import PolicySettings, StrategySettings
+from model_core.kernel import kernel
 from model_core.records import Candidates as CandidateSample
 from model_core.records import RecommendedItem, Served
 from model_core.strategy.arms import ALONE, Arm, arms, aversion, mixture, served, turn
 
 __all__ = ["LAST_ITEMS", "Asked", "Chosen", "choose"]
 
+Float32Array = npt.NDArray[np.float32]
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
+
+_CHUNK: Final = 64
+"""Users whose slates are chosen at a time: what is computed of them stays in the second-level cache."""
 
 _PICK, _DRAW, _NOISE, _TURN, _SAMPLE = range(5)
 """Streams of the counter-based generator: one for each use, so that no two uses share a draw."""
 
 _NO_STRATEGIES: Final = StrategySettings()
+
+_SOURCE_REASONS: Final = [f"source:{name}" for name in SOURCES]
 
 LAST_ITEMS: Final = 5
 """How many of a user's latest items bring their co-clicked neighbours."""
@@ -66,7 +73,7 @@ class Chosen(NamedTuple):
 def choose(
     asked: Sequence[Asked],
     posterior: head.Posterior,
-    user_vectors: npt.NDArray[np.float32],
+    user_vectors: Float32Array,
     *,
     embedded: Embedded,
     settings: PolicySettings,
@@ -85,49 +92,62 @@ def choose(
     among = among or arms(settings, _NO_STRATEGIES, {})
     if not embedded.available.any():
         return [Chosen([], CandidateSample()) for _ in asked]
+    chosen: list[Chosen] = []
+    for start in range(0, len(asked), _CHUNK):
+        users = slice(start, start + _CHUNK)
+        heads = head.Posterior(posterior.precision[users], posterior.information[users])
+        chosen += _choose(asked[users], heads, user_vectors[users], embedded, settings, among)
+    return chosen
+
+
+def _choose(
+    asked: Sequence[Asked],
+    posterior: head.Posterior,
+    user_vectors: Float32Array,
+    embedded: Embedded,
+    settings: PolicySettings,
+    among: Sequence[Arm],
+) -> list[Chosen]:
     keys = np.array([one.key for one in asked], np.uint64)
     moments = head.moments(posterior)
-    mean_weights = moments.mean * user_vectors
-    mean_scores = mean_weights.astype(np.float32) @ embedded.vectors.T
+    mean_weights = (moments.mean * user_vectors).astype(np.float32)
+    mean_scores = embedded.scores(mean_weights)
     pool = embedded.select(
         mean_scores,
         [one.last_items for one in asked],
         [one.seen for one in asked],
         random.uniform(keys, _TURN, 1)[:, 0],
     )
-    rows = np.maximum(pool.rows, 0)
-    means = np.take_along_axis(mean_scores, rows, 1).astype(np.float64)
-    offered = _offered(pool, means, embedded, settings)
-    vectors = embedded.vectors[rows]
-    scores = [_component_scores(keys, moments, user_vectors, vectors, means, arm.settings) for arm in among]
+    offered = _offered(pool, embedded, settings)
+    scores = [_component_scores(keys, moments, user_vectors, pool, embedded, arm.settings) for arm in among]
     mixed = mixture(among, scores)
     own = np.array([one.arm for one in asked], np.int64)
     pick = turn(among, own, random.uniform(keys, _PICK, 1)[:, 0])
     likeness = None
     if settings.diversity:
-        likeness = diverse.Likeness(embedded.inputs[rows], aversion(among, mixed))
+        likeness = diverse.Likeness(embedded.inputs[np.maximum(pool.rows, 0)], aversion(among, mixed))
         places = random.uniform(keys, _NOISE, settings.slate_size)
         draws = np.concatenate([pick[:, None], places], axis=1)
         slates = diverse.sample(mixed.log_weights, mixed.logits, offered, likeness, draws)
     else:
         noise = random.gumbel(keys, _NOISE, offered.shape[1])
         slates = slate.sample(mixed.log_weights, mixed.logits, offered, settings.slate_size, pick, noise)
+    sampled = random.uniform(keys, _SAMPLE, settings.candidate_sample)
     strategies = served(among, own, [one.epoch for one in asked], mixed, offered, slates.index, likeness)
-    sample_order = random.uniform(keys, _SAMPLE, offered.shape[1])
     names = [among[one.arm].name for one in asked]
-    writer = _Writer(embedded, settings, pool, offered, means, mean_weights, slates, sample_order, names)
+    writer = _Writer(embedded, settings, pool, offered, mean_weights, slates, sampled, names)
     return [Chosen(writer.slate(user), writer.sample(user), strategies[user]) for user in range(len(asked))]
 
 
-def _offered(pool: Candidates, means: FloatArray, embedded: Embedded, settings: PolicySettings) -> BoolArray:
+def _offered(pool: Candidates, embedded: Embedded, settings: PolicySettings) -> BoolArray:
     """Which candidates the rules let through; bool[B, C]."""
     offered = pool.rows >= 0
     if settings.least_score is not None:
-        offered &= means >= settings.least_score
+        offered &= pool.score >= settings.least_score
     if settings.category_cap:
         for user in range(len(offered)):
             offered[user] &= _within_cap(
-                embedded.category[pool.rows[user]], means[user], offered[user], settings.category_cap
+                embedded.category[pool.rows[user]], pool.score[user], offered[user], settings.category_cap
             )
     return offered
 
@@ -145,26 +165,49 @@ def _within_cap(category: IntArray, means: FloatArray, offered: BoolArray, cap: 
 def _component_scores(
     keys: npt.NDArray[np.uint64],
     moments: head.Moments,
-    user_vectors: npt.NDArray[np.float32],
-    vectors: npt.NDArray[np.float32],
-    means: FloatArray,
+    user_vectors: Float32Array,
+    pool: Candidates,
+    embedded: Embedded,
     settings: PolicySettings,
 ) -> FloatArray:
     """Scores of each candidate under each component; float64[B, M, C]."""
     if settings.exploration == "greedy":
-        return means[:, None, :]
+        return pool.score[:, None, :]
     if settings.exploration == "ucb":
-        features = user_vectors[:, None, :] * vectors
-        return (means + settings.ucb_width * head.width(moments, features))[:, None, :]
+        features = user_vectors[:, None, :] * embedded.vectors[pool.rows]
+        return (pool.score + settings.ucb_width * head.width(moments, features))[:, None, :]
     users, dimension = user_vectors.shape
     noise = random.normal(keys, _DRAW, settings.particles * dimension)
     draws = head.draw(moments, noise.reshape(users, settings.particles, dimension), settings.thompson_scale)
     weights = (draws * user_vectors[:, None, :]).astype(np.float32)
-    return (weights @ vectors.transpose(0, 2, 1)).astype(np.float64)
+    scores = np.empty((users, settings.particles, pool.rows.shape[1]))
+    _score(weights, pool.rows, embedded.vectors, scores)
+    return scores
+
+
+@kernel
+def _score(weights: Float32Array, rows: IntArray, vectors: Float32Array, scores: FloatArray) -> None:
+    """Scores of each user's candidates [B, C] under each of the user's weights [B, M, d]; float64[B, M, C]."""
+    users, components, dimension = weights.shape
+    candidates = rows.shape[1]
+    columns, total = np.empty((dimension, candidates), np.float32), np.empty(candidates, np.float32)
+    for user in range(users):
+        for c in range(candidates):
+            vector = vectors[max(rows[user, c], 0)]
+            for k in range(dimension):
+                columns[k, c] = vector[k]
+        for m in range(components):
+            total[:] = 0
+            for k in range(dimension):
+                weight, column = weights[user, m, k], columns[k]
+                for c in range(candidates):
+                    total[c] += weight * column[c]
+            for c in range(candidates):
+                scores[user, m, c] = total[c]
 
 
 class _Writer:
-    """Writes the arrays of one batch as records."""
+    """Writes the arrays of a chunk of users as records."""
 
     def __init__(
         self,
@@ -172,81 +215,132 @@ class _Writer:
         settings: PolicySettings,
         pool: Candidates,
         offered: BoolArray,
-        means: FloatArray,
-        mean_weights: FloatArray,
+        mean_weights: Float32Array,
         slates: slate.Slates,
-        sample_order: FloatArray,
+        sampled: FloatArray,
         strategies: Sequence[str],
     ) -> None:
-        column = np.maximum(slates.index, 0)
-        rows = np.take_along_axis(pool.rows, column, 1)
+        shape = slates.index.shape
+        rows: IntArray = np.zeros(shape, np.int64)
+        group: IntArray = np.zeros(shape, np.int64)
+        part: Float32Array = np.zeros(shape, np.float32)
+        starts = np.array([*embedded.group_starts, embedded.vectors.shape[1]])
+        _explain(slates.index, pool.rows, mean_weights, embedded.vectors, starts, rows, group, part)
         self._embedded = embedded
         self._settings = settings
         self._strategies = strategies
-        self._pool_rows = pool.rows
-        self._offered = offered
-        self._size = (slates.index >= 0).sum(axis=1).tolist()
+        self._index = slates.index.tolist()
         self._rows = rows.tolist()
-        self._sources = np.take_along_axis(pool.source, column, 1).tolist()
-        self._scores = np.take_along_axis(means, column, 1).tolist()
+        self._group = group.tolist()
+        self._part = part.tolist()
         self._propensity = np.minimum(np.exp(slates.log_conditional), 1.0).tolist()
-        parts = np.add.reduceat(embedded.vectors[rows] * mean_weights[:, None, :], embedded.group_starts, axis=2)
-        most = np.abs(parts).argmax(axis=2)
-        self._most = most.tolist()
-        self._part = np.take_along_axis(parts, most[:, :, None], 2)[:, :, 0].tolist()
+        self._source = pool.source
+        self._score = pool.score
         self._rules = [
             "rule:unseen",
             *(["rule:least-score"] if settings.least_score is not None else []),
             *(["rule:category-cap"] if settings.category_cap else []),
             *(["rule:diversity"] if settings.diversity else []),
         ]
-        self._counts = offered.sum(axis=1).tolist()
-        self._sample = self._sampled(slates.index, sample_order)
+        counts: IntArray = np.empty(len(rows), np.int64)
+        others: IntArray = np.empty(sampled.shape, np.int64)
+        self._keys = np.empty(pool.rows.shape, np.uint64)
+        _sample_others(pool.rows, offered, slates.index, sampled, embedded.keys, counts, self._keys, others)
+        self._counts = counts.tolist()
+        self._others = others.tolist()
+
+    def _size(self, user: int) -> int:
+        return sum(column >= 0 for column in self._index[user])
 
     def slate(self, user: int) -> list[RecommendedItem]:
         """The user's slate, best first."""
+        ids, names, strategy = self._embedded.ids, self._embedded.group_names, self._strategies[user]
+        columns = self._index[user][: self._size(user)]
         return [
             RecommendedItem(
-                item_id=self._embedded.item_id(self._rows[user][place]),
-                position=place + 1,
-                score=self._scores[user][place],
-                propensity=self._propensity[user][place],
-                strategy=self._strategies[user],
-                reasons=self._reasons(user, place),
+                item_id=ids[row],
+                position=position,
+                score=score,
+                propensity=propensity,
+                strategy=strategy,
+                reasons=[_SOURCE_REASONS[source], *self._rules, f"feature:{names[group]}={part:+.4f}"],
             )
-            for place in range(self._size[user])
-        ]
-
-    def _reasons(self, user: int, place: int) -> list[str]:
-        group = self._embedded.group_names[self._most[user][place]]
-        return [
-            f"source:{SOURCES[self._sources[user][place]]}",
-            *self._rules,
-            f"feature:{group}={self._part[user][place]:+.4f}",
-        ]
-
-    def _sampled(self, chosen: IntArray, order: FloatArray) -> list[list[int]]:
-        """Catalogue rows of each user's sample: the slate's items first, then others in random order."""
-        order = np.where(self._offered, order, np.inf)
-        users = np.arange(len(order))[:, None]
-        order[users, np.maximum(chosen, 0)] = np.where(chosen >= 0, -1.0, order[users, np.maximum(chosen, 0)])
-        columns = np.argsort(order, axis=1)[:, : self._settings.candidate_sample]
-        rows: list[list[int]] = np.take_along_axis(self._pool_rows, columns, 1).tolist()
-        return [
-            self._rows[user][: self._size[user]] + row[self._size[user] : self._counts[user]]
-            for user, row in enumerate(rows)
+            for position, row, score, propensity, source, group, part in zip(
+                range(1, len(columns) + 1),
+                self._rows[user],
+                self._score[user, columns].tolist(),
+                self._propensity[user],
+                self._source[user, columns].tolist(),
+                self._group[user],
+                self._part[user],
+                strict=False,
+            )
         ]
 
     def sample(self, user: int) -> CandidateSample:
         """All of the slate's items, and a uniform sample of the other candidates."""
-        chosen, count = self._size[user], self._counts[user]
-        sampled = self._sample[user]
-        others = len(sampled) - chosen
-        inclusion = others / (count - chosen) if others else 1.0
-        keys = self._embedded.keys[self._pool_rows[user][self._offered[user]]]
+        chosen, count, ids = self._size(user), self._counts[user], self._embedded.ids
+        others = self._others[user][: max(0, min(self._settings.candidate_sample, count) - chosen)]
+        inclusion = len(others) / (count - chosen) if others else 1.0
         return CandidateSample(
-            ids=[self._embedded.item_id(row) for row in sampled],
-            inclusion_probability=[1.0] * chosen + [inclusion] * others,
+            ids=[ids[row] for row in (*self._rows[user][:chosen], *others)],
+            inclusion_probability=[1.0] * chosen + [inclusion] * len(others),
             count=count,
-            hash=f"{xxhash.xxh3_64_intdigest(keys.tobytes()):016x}",
+            hash=f"{xxhash.xxh3_64_intdigest(self._keys[user, :count].tobytes()):016x}",
         )
+
+
+@kernel
+def _explain(
+    index: IntArray,
+    pool: IntArray,
+    weights: Float32Array,
+    vectors: Float32Array,
+    starts: IntArray,
+    rows: IntArray,
+    group: IntArray,
+    part: Float32Array,
+) -> None:
+    """Catalogue row of each shown item, and which group of coordinates moved its score most, by how much."""
+    users, places = index.shape
+    for user in range(users):
+        for place in range(places):
+            if index[user, place] < 0:
+                break
+            row = rows[user, place] = pool[user, index[user, place]]
+            for other in range(starts.size - 1):
+                moved = np.float32(0)
+                for k in range(starts[other], starts[other + 1]):
+                    moved += weights[user, k] * vectors[row, k]
+                if other == 0 or abs(moved) > abs(part[user, place]):
+                    group[user, place], part[user, place] = other, moved
+
+
+@kernel
+def _sample_others(
+    pool: IntArray,
+    offered: BoolArray,
+    chosen: IntArray,
+    uniform: FloatArray,
+    keys_of_rows: npt.NDArray[np.uint64],
+    counts: IntArray,
+    keys: npt.NDArray[np.uint64],
+    others: IntArray,
+) -> None:
+    """Count what was offered, note its keys, and draw from the rest without replacement (Fisher and Yates)."""
+    left = np.empty(pool.shape[1], np.int64)
+    for user in range(len(pool)):
+        count = rest = 0
+        for c in range(pool.shape[1]):
+            if not offered[user, c]:
+                continue
+            keys[user, count] = keys_of_rows[pool[user, c]]
+            count += 1
+            if c not in chosen[user]:
+                left[rest] = pool[user, c]
+                rest += 1
+        counts[user] = count
+        for place in range(min(uniform.shape[1], rest)):
+            other = place + int(uniform[user, place] * (rest - place))
+            left[place], left[other] = left[other], left[place]
+            others[user, place] = left[place]

@@ -7,17 +7,19 @@ With y = φᵀw + noise of variance σ² and prior w ~ N(μ₀, Λ₀⁻¹), the
 (Bishop, "Pattern Recognition and Machine Learning", 2006, equations 3.50 and 3.51). An observation adds to A
 and b; a corrected target changes b alone, so corrections commute. See docs/algorithms/posterior-sampling.md.
 
-Arrays are vectorised over B users, float64; only the lower triangle of A is ever read. A user's numbers do
-not depend on who else is in the batch. At rest a posterior is the packed triangle and b, float32.
+Arrays hold B users, float64; only the lower triangle of A is ever read. A user's bits do not depend on who else is in
+the batch: kernels take one user at a time. At rest a posterior is the packed triangle and b, float32.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from model_core.errors import InvariantError, StateError
+from model_core.kernel import kernel
 
 __all__ = [
     "Moments",
@@ -25,6 +27,7 @@ __all__ = [
     "Posterior",
     "Prior",
     "correct",
+    "deviation",
     "draw",
     "fresh",
     "moments",
@@ -37,9 +40,9 @@ __all__ = [
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 _STORED: Final = np.dtype("<f4")
-_BASE: Final = 8  # Blocks of this size are inverted by substitution; fastest of 2, 4, 8, 16, 32 at d = 32.
 
 
 class Prior(NamedTuple):
@@ -74,12 +77,10 @@ class Moments(NamedTuple):
     Attributes:
         mean: float64[B, d], A⁻¹b.
         cholesky: float64[B, d, d], lower triangular L with LLᵀ = A.
-        whitening: float64[B, d, d], L⁻¹, lower triangular: A⁻¹ = L⁻ᵀL⁻¹.
     """
 
     mean: Floats
     cholesky: Floats
-    whitening: Floats
 
 
 class NotPositiveDefiniteError(StateError):
@@ -100,19 +101,6 @@ def fresh(prior: Prior, n: int) -> Posterior:
         np.repeat(np.asarray(prior.precision, np.float64)[None], n, axis=0),
         np.repeat(np.asarray(prior.information, np.float64)[None], n, axis=0),
     )
-
-
-def _by_count(user: Indices) -> Iterator[tuple[Indices, Indices]]:
-    """Yield (users[U], rows[U, r]) for each number of rows r that a user has, rows in their order.
-
-    Users with equally many rows form one dense batch without padding, which keeps a user's bits independent
-    of the others'.
-    """
-    order = np.argsort(user, kind="stable")
-    users, start, count = np.unique(user[order], return_index=True, return_counts=True)
-    for rows in np.unique(count):
-        same = count == rows
-        yield users[same], order[start[same][:, None] + np.arange(rows)]
 
 
 def _check_finite(name: str, values: Floats) -> None:
@@ -136,18 +124,12 @@ def observe(
         InvariantError: a feature or target is not finite.
     """
     features = np.asarray(phi, np.float64)
-    deviation: Floats = np.sqrt(np.asarray(noise_variance, np.float64))
-    scaled = features / (deviation[:, None] if deviation.ndim else deviation)
-    target = np.asarray(y, np.float64) / deviation
+    noise: Floats = np.sqrt(np.asarray(noise_variance, np.float64))
+    scaled = features / (noise[:, None] if noise.ndim else noise)
+    target = np.asarray(y, np.float64) / noise
     _check_finite("phi", scaled)
     _check_finite("y", target)
-    for users, rows in _by_count(user):
-        block = scaled[rows]
-        transposed = block.transpose(0, 2, 1)
-        everyone = len(users) == len(posterior.precision)
-        where = slice(None) if everyone else users  # A slice adds in place, without gathering the matrices.
-        posterior.precision[where] += transposed @ block
-        posterior.information[where] += (transposed @ target[rows][:, :, None])[:, :, 0]
+    _observe(*posterior, user, scaled, target)
 
 
 def correct(
@@ -165,66 +147,7 @@ def correct(
     step = np.asarray(delta_y, np.float64) / np.asarray(noise_variance, np.float64)
     change = np.asarray(phi, np.float64) * step[:, None]
     _check_finite("phi * delta_y", change)
-    for users, rows in _by_count(user):
-        posterior.information[users] += change[rows].sum(axis=1)
-
-
-def _substitute(factors: Floats) -> Floats:
-    """Invert lower triangular blocks [N, s, s] by forward substitution, all N abreast."""
-    size = factors.shape[1]
-    blocks = np.ascontiguousarray(factors.transpose(1, 2, 0))  # The long axis last: every step is contiguous.
-    inverse = np.zeros_like(blocks)
-    for j in range(size):
-        inverse[j, j] = 1.0
-        inverse[j, : j + 1] /= blocks[j, j]
-        inverse[j + 1 :, : j + 1] -= blocks[j + 1 :, j, None] * inverse[None, j, : j + 1]
-    return np.ascontiguousarray(inverse.transpose(2, 0, 1))
-
-
-def _invert_lower(factors: Floats) -> Floats:
-    """Invert lower triangular matrices [N, d, d].
-
-    By halves: with L = [[P, 0], [Q, R]], L⁻¹ = [[P⁻¹, 0], [−R⁻¹QP⁻¹, R⁻¹]]. Both halves go down together, so
-    a batch costs a few large operations; numpy has no batched triangular solve. As stable as substitution
-    (Higham, "Accuracy and Stability of Numerical Algorithms", 2002, section 14.2).
-    """
-    n, size, _ = factors.shape
-    if size <= _BASE:
-        return _substitute(factors)
-    half = -(-size // 2)
-    halves = np.zeros((2 * n, half, half))
-    halves[:n] = factors[:, :half, :half]
-    halves[n:, : size - half, : size - half] = factors[:, half:, half:]
-    if size % 2:
-        halves[n:, -1, -1] = 1.0  # An odd size: the smaller half is filled up with a one on its diagonal.
-    halves = _invert_lower(halves)
-    upper, lower = halves[:n], halves[n:, : size - half, : size - half]
-    inverse = np.zeros_like(factors)
-    inverse[:, :half, :half] = upper
-    inverse[:, half:, half:] = lower
-    corner = inverse[:, half:, :half]
-    np.negative(lower @ (factors[:, half:, :half] @ upper), out=corner)
-    return inverse
-
-
-def _cholesky(precision: Floats) -> Floats:
-    """Lower Cholesky factors; names the rows that have none."""
-    try:
-        factors = np.linalg.cholesky(precision).astype(np.float64, copy=False)
-    except np.linalg.LinAlgError:
-        failed = [row for row in range(len(precision)) if not _has_factor(precision[row])]
-        raise NotPositiveDefiniteError(failed) from None
-    finite = np.isfinite(np.diagonal(factors, axis1=1, axis2=2)).all(axis=1)
-    if not finite.all():
-        raise NotPositiveDefiniteError(np.flatnonzero(~finite).tolist())
-    return factors
-
-
-def _has_factor(precision: Floats) -> bool:
-    try:
-        return bool(np.isfinite(np.diagonal(np.linalg.cholesky(precision))).all())
-    except np.linalg.LinAlgError:
-        return False
+    _correct(posterior.information, user, change)
 
 
 def moments(posterior: Posterior) -> Moments:
@@ -234,11 +157,12 @@ def moments(posterior: Posterior) -> Moments:
         NotPositiveDefiniteError: a `StateError` that names the rows, as rounding to float32 can bring about
             when a direction was seen some 10⁷ times as precisely as another.
     """
-    factors = _cholesky(posterior.precision)
-    whitening = _invert_lower(factors)
-    white = whitening @ posterior.information[:, :, None]
-    mean: Floats = (whitening.transpose(0, 2, 1) @ white)[:, :, 0]
-    return Moments(mean, factors, whitening)
+    factors, mean = np.zeros_like(posterior.precision), np.empty_like(posterior.information)
+    failed = np.zeros(len(mean), np.bool_)
+    _moments(*posterior, factors, mean, failed)
+    if failed.any():
+        raise NotPositiveDefiniteError(np.flatnonzero(failed).tolist())
+    return Moments(mean, factors)
 
 
 def draw(posterior_moments: Moments, noise: Floats, scale: float) -> Floats:
@@ -252,9 +176,8 @@ def draw(posterior_moments: Moments, noise: Floats, scale: float) -> Floats:
     Returns:
         float64[B, M, d]: M draws of w for each user.
     """
-    draws: Floats = noise @ posterior_moments.whitening
-    draws *= scale
-    draws += posterior_moments.mean[:, None, :]
+    draws = np.empty_like(noise)
+    _draw(*posterior_moments, noise, scale, draws)
     return draws
 
 
@@ -268,9 +191,16 @@ def width(posterior_moments: Moments, phi: npt.ArrayLike) -> Floats:
     Returns:
         float64[B, C].
     """
-    white = np.asarray(phi, np.float64) @ posterior_moments.whitening.transpose(0, 2, 1)
-    result: Floats = np.sqrt(np.einsum("bcd,bcd->bc", white, white))
+    features = np.ascontiguousarray(phi, np.float64)
+    result = np.empty(features.shape[:2])
+    _width(posterior_moments.cholesky, features, result)
     return result
+
+
+def deviation(posterior_moments: Moments) -> Floats:
+    """Posterior standard deviation of each weight, the root of A⁻¹'s diagonal; float64[B, d]."""
+    users, d = posterior_moments.mean.shape
+    return width(posterior_moments, np.broadcast_to(np.eye(d), (users, d, d)))
 
 
 def packed_bytes(d: int) -> int:
@@ -285,11 +215,8 @@ def pack(posterior: Posterior) -> list[bytes]:
         InvariantError: a value does not fit float32.
     """
     d = posterior.information.shape[1]
-    rows, columns = np.tril_indices(d)
-    packed = np.empty((len(posterior.information), rows.size + d), _STORED)
-    with np.errstate(over="ignore"):
-        packed[:, : rows.size] = posterior.precision.reshape(-1, d * d)[:, rows * d + columns]
-        packed[:, rows.size :] = posterior.information
+    packed = np.empty((len(posterior.information), packed_bytes(d) // _STORED.itemsize), _STORED)
+    _pack(*posterior, packed)
     if not np.isfinite(packed).all():
         bad = np.flatnonzero(~np.isfinite(packed).all(axis=1)).tolist()
         raise InvariantError(f"posterior of batch rows {bad} does not fit float32")
@@ -311,7 +238,141 @@ def unpack(packed: Sequence[bytes], d: int) -> Posterior:
     finite = np.isfinite(values).all(axis=1)
     if not finite.all():
         raise StateError(f"posterior of batch rows {np.flatnonzero(~finite).tolist()}: a value is not finite")
-    rows, columns = np.tril_indices(d)
-    place = np.empty((d, d), np.int64)
-    place[rows, columns] = place[columns, rows] = np.arange(rows.size)
-    return Posterior(values[:, place].astype(np.float64), values[:, rows.size :].astype(np.float64))
+    posterior = Posterior(np.empty((len(packed), d, d)), np.empty((len(packed), d)))
+    _unpack(values, *posterior)
+    return posterior
+
+
+@kernel
+def _observe(precision: Floats, information: Floats, user: Indices, scaled: Floats, target: Floats) -> None:
+    rows, d = scaled.shape
+    for row in range(rows):
+        phi, a, b = scaled[row], precision[user[row]], information[user[row]]
+        for i in range(d):
+            for j in range(d):
+                a[i, j] += phi[i] * phi[j]
+            b[i] += phi[i] * target[row]
+
+
+@kernel
+def _correct(information: Floats, user: Indices, change: Floats) -> None:
+    rows, d = change.shape
+    for row in range(rows):
+        for i in range(d):
+            information[user[row], i] += change[row, i]
+
+
+@kernel
+def _moments(precision: Floats, information: Floats, factors: Floats, mean: Floats, failed: Mask) -> None:
+    d = mean.shape[1]
+    left, column = np.empty((d, d)), np.empty(d)
+    for user in range(len(mean)):
+        failed[user] = not math.isfinite(_factorise(precision[user], left, column, factors[user]))
+        mean[user] = information[user]
+        _solve(factors[user], mean[user])
+
+
+@kernel
+def _factorise(precision: Floats, left: Floats, column: Floats, factor: Floats) -> float:
+    """Cholesky by columns, right-looking: each column updates all that is left of A, so that inner loops are long.
+
+    Returns the sum of the diagonal, not a number where there is no factor (Golub and Van Loan, "Matrix Computations",
+    4th edition, 4.2.5).
+    """
+    d, total = column.size, 0.0
+    for i in range(d):
+        for j in range(i + 1):
+            left[i, j] = precision[i, j]
+    for j in range(d):
+        pivot = math.sqrt(left[j, j]) if left[j, j] > 0 else math.nan
+        total += pivot
+        for i in range(j, d):
+            column[i] = left[i, j] / pivot
+            factor[i, j] = column[i]
+        for i in range(j + 1, d):
+            for k in range(j + 1, i + 1):
+                left[i, k] -= column[i] * column[k]
+    return total
+
+
+@kernel
+def _solve(factor: Floats, x: Floats) -> None:
+    """L(Lᵀx) = b in the place of b, by substitution forwards and back."""
+    d = x.size
+    for j in range(d):
+        x[j] /= factor[j, j]
+        for i in range(j + 1, d):
+            x[i] -= factor[i, j] * x[j]
+    for i in range(d - 1, -1, -1):
+        x[i] /= factor[i, i]
+        for j in range(i):
+            x[j] -= factor[i, j] * x[i]
+
+
+@kernel
+def _draw(mean: Floats, factors: Floats, noise: Floats, scale: float, draws: Floats) -> None:
+    """Lᵀx = z for all draws of a user abreast."""
+    users, number, d = noise.shape
+    x = np.empty((d, number))
+    for user in range(users):
+        factor = factors[user]
+        for m in range(number):
+            for i in range(d):
+                x[i, m] = noise[user, m, i]
+        for i in range(d - 1, -1, -1):
+            for m in range(number):
+                x[i, m] /= factor[i, i]
+            for j in range(i):
+                for m in range(number):
+                    x[j, m] -= factor[i, j] * x[i, m]
+        for m in range(number):
+            for i in range(d):
+                draws[user, m, i] = mean[user, i] + scale * x[i, m]
+
+
+@kernel
+def _width(factors: Floats, features: Floats, result: Floats) -> None:
+    """Lx = φ for all candidates of a user abreast; then √(xᵀx)."""
+    users, candidates, d = features.shape
+    x = np.empty((d, candidates))
+    for user in range(users):
+        factor, squares = factors[user], result[user]
+        for c in range(candidates):
+            squares[c] = 0.0
+            for i in range(d):
+                x[i, c] = features[user, c, i]
+        for i in range(d):
+            for j in range(i):
+                for c in range(candidates):
+                    x[i, c] -= factor[i, j] * x[j, c]
+            for c in range(candidates):
+                x[i, c] /= factor[i, i]
+                squares[c] += x[i, c] * x[i, c]
+        for c in range(candidates):
+            squares[c] = math.sqrt(squares[c])
+
+
+@kernel
+def _pack(precision: Floats, information: Floats, packed: npt.NDArray[np.float32]) -> None:
+    users, d = information.shape
+    for user in range(users):
+        place = 0
+        for i in range(d):
+            for j in range(i + 1):
+                packed[user, place] = precision[user, i, j]
+                place += 1
+        for i in range(d):
+            packed[user, place + i] = information[user, i]
+
+
+@kernel
+def _unpack(values: npt.NDArray[np.float32], precision: Floats, information: Floats) -> None:
+    users, d = information.shape
+    for user in range(users):
+        place = 0
+        for i in range(d):
+            for j in range(i + 1):
+                precision[user, i, j] = precision[user, j, i] = values[user, place]
+                place += 1
+        for i in range(d):
+            information[user, i] = values[user, place + i]

@@ -14,6 +14,7 @@ Everything is in log space, float64. No mass is ever found by subtraction: what 
 from the items below it, so an available item never has probability 0, however sharp the temperature.
 """
 
+import math
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Final
@@ -22,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model_core.errors import InvariantError
+from model_core.kernel import exp, kernel, log
 
 __all__ = [
     "Slates",
@@ -37,7 +39,6 @@ Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
-_CHUNK: Final = 32  # Users whose logits are summed at a time: 9 x 200 of them stay in the second-level cache.
 _NOTHING: Final = float(np.finfo(np.float64).min)  # The logarithm of no mass: finite, so that it subtracts.
 
 
@@ -109,10 +110,10 @@ def sample(log_weights: Floats, logits: Floats, available: Mask, size: int, unif
     batch, _, n = logits.shape
     if uniform.shape != (batch,) or gumbel.shape != (batch, n):
         raise InvariantError(f"uniform {uniform.shape}, gumbel {gumbel.shape}: expected {(batch,)}, {(batch, n)}")
-    chosen = _pick(log_weights, uniform)
-    noisy = logits[np.arange(batch), chosen] + gumbel
-    index = _top(np.where(available, noisy, -np.inf), size)
-    return Slates(index, _conditionals(log_weights, logits, available, index, index >= 0))
+    index = np.full((batch, size), -1, np.int64)
+    log_conditional = np.zeros((batch, size))
+    _sample(*_flat(log_weights, logits, available), _floats(uniform), _floats(gumbel), index, log_conditional)
+    return Slates(index, log_conditional)
 
 
 def log_probability(log_weights: Floats, logits: Floats, available: Mask, index: Indices) -> Floats:
@@ -137,15 +138,11 @@ def log_probability(log_weights: Floats, logits: Floats, available: Mask, index:
     batch, _, n = logits.shape
     if index.ndim != 2 or len(index) != batch or (index >= n).any() or (index < -1).any():  # noqa: PLR2004 - axes
         raise InvariantError(f"index of shape {index.shape}: expected {batch} rows of -1 to {n - 1}")
-    if n == 0:
-        return np.zeros(index.shape)
     shown = index >= 0
     if (shown[:, 1:] & ~shown[:, :-1]).any():
         raise InvariantError("index: -1 stands before an item")
-    twice = np.tril(index[:, :, None] == index[:, None, :], -1).any(axis=2)
-    possible = shown & ~twice & np.take_along_axis(available, np.where(shown, index, 0), axis=1)
-    result = _conditionals(log_weights, logits, available, index, possible)
-    result[shown & np.logical_or.accumulate(shown & ~possible, axis=1)] = -np.inf
+    result = np.zeros(index.shape)
+    _log_probability(*_flat(log_weights, logits, available), np.ascontiguousarray(index, np.int64), result)
     return result
 
 
@@ -161,12 +158,8 @@ def next_item_probability(log_weights: Floats, logits: Floats, available: Mask, 
     Returns:
         float64[B, C]; a row sums to 1, or is 0 where nothing is left.
     """
-    posterior = log_weights + _log_choice(logits, available, prefix, prefix >= 0).sum(axis=0)
-    posterior -= _logsumexp(posterior, axis=1)[:, None]
-    left = logits + np.where(_without(available, prefix), 0.0, -np.inf)[:, None, :]
-    totals = np.maximum(_logsumexp(left, axis=2), _NOTHING)
-    left += (posterior - totals)[:, :, None]
-    result: Floats = np.exp(left).sum(axis=1)
+    result = np.zeros((len(logits), logits.shape[2]))
+    _next_item(*_flat(log_weights, logits, available), np.ascontiguousarray(prefix, np.int64), result)
     return result
 
 
@@ -245,107 +238,186 @@ def _repeat(n: int, log_weights: Floats, logits: Floats, available: Mask) -> tup
     )
 
 
-def _logsumexp(values: Floats, axis: int) -> Floats:
-    """Log Σ exp along an axis; −inf where all are −inf."""
-    largest = values.max(axis=axis, initial=_NOTHING, keepdims=True)
-    result: Floats = np.log(_exp(values - largest).sum(axis=axis))
-    result += largest.squeeze(axis)
-    result[result <= _NOTHING] = -np.inf
-    return result
+def _floats(values: npt.ArrayLike) -> Floats:
+    return np.ascontiguousarray(values, np.float64)
 
 
-def _exp(values: Floats) -> Floats:
-    """Exponentiate in place numbers of which the largest along the axis to be summed is 0.
+def _flat(log_weights: Floats, logits: Floats, available: Mask) -> tuple[Floats, Floats, Mask]:
+    """A mixture as the kernels take it."""
+    return _floats(log_weights), _floats(logits), np.ascontiguousarray(available, np.bool_)
 
-    What lies 100 below it (4e-44) cannot change the sum in float64, and is raised to that: exp takes 70 times
-    as long where its result is subnormal.
+
+@kernel
+def _small(x: float) -> float:
+    """Exponential of x ≤ 0 that is added to 1: what lies 100 below (4e-44) cannot change such a sum, and counts so."""
+    return exp(max(x, -100.0))
+
+
+@kernel
+def _log_sum(values: Floats, work: Floats) -> float:
+    """Log Σ exp of a few numbers; `_NOTHING` where all are −inf."""
+    largest = _NOTHING
+    for value in values:
+        largest = max(largest, value)
+    if not largest > _NOTHING:
+        return _NOTHING
+    for i in range(values.size):
+        work[i] = _small(values[i] - largest)
+    total = 0.0
+    for i in range(values.size):
+        total += work[i]
+    return math.log(total) + largest
+
+
+@kernel
+def _log_mass(logits: Floats, bias: Floats, work: Floats) -> float:
+    """Log Σ exp of logits [C] where bias is 0; `_NOTHING` where it is −inf everywhere.
+
+    Maximum and sum are folded in halves: that vectorises, and rounds less than one after the other.
     """
-    np.maximum(values, -100.0, out=values)
-    return np.exp(values, out=values)
+    n = logits.size
+    for i in range(n):
+        work[i] = logits[i] + bias[i]
+    left = n
+    while left > 1:
+        half = left // 2
+        upper = work[left - half : left]
+        for i in range(half):
+            work[i] = max(work[i], upper[i])
+        left -= half
+    largest = work[0] if n else _NOTHING
+    if not largest > _NOTHING:
+        return _NOTHING
+    for i in range(n):
+        work[i] = _small(logits[i] + bias[i] - largest)
+    left = n
+    while left > 1:
+        half = left // 2
+        upper = work[left - half : left]
+        for i in range(half):
+            work[i] += upper[i]
+        left -= half
+    return math.log(work[0]) + largest
 
 
-def _log_mass(logits: Floats, mask: Mask) -> Floats:
-    """Log Σ exp of the logits [B, M, C] that the mask [B, C] leaves: float64[B, M]; `_NOTHING` if none."""
-    batch, m, n = logits.shape
-    result = np.empty((batch, m))
-    bias = np.where(mask, 0.0, -np.inf)
-    buffer = np.empty((min(batch, _CHUNK), m, n))
-    for start in range(0, batch, _CHUNK):
-        rows = slice(start, min(start + _CHUNK, batch))
-        work = np.add(logits[rows], bias[rows, None, :], out=buffer[: rows.stop - start])
-        largest = work.max(axis=2, initial=_NOTHING)
-        work -= largest[:, :, None]
-        result[rows] = np.log(_exp(work).sum(axis=2)) + largest
-    return result
-
-
-def _without(available: Mask, index: Indices) -> Mask:
-    """Availability [B, C] less the items of `index` [B, k]."""
-    left = available.copy()
-    rows, places = np.nonzero(index >= 0)
-    left[rows, index[rows, places]] = False
-    return left
-
-
-def _pick(log_weights: Floats, uniform: Floats) -> Indices:
-    """Draw a component for each user by inverting the cumulated weights: int64[B]."""
-    weights = np.exp(log_weights - log_weights.max(axis=1, keepdims=True))
-    cumulated = weights.cumsum(axis=1)
-    # The first component whose cumulated weight exceeds u times the total: never one of weight 0.
-    exceeds = cumulated > uniform[:, None] * cumulated[:, -1:]
-    chosen: Indices = exceeds.argmax(axis=1)
-    return chosen
-
-
-def _top(keys: Floats, size: int) -> Indices:
-    """Indices of the largest keys, largest first: int64[B, size], −1 where the key is −inf or missing."""
-    batch, n = keys.shape
-    index = np.full((batch, size), -1, np.int64)
-    if n == 0 or size == 0:
-        return index
-    count = min(size, n)
-    best = np.argpartition(keys, n - count, axis=1)[:, n - count :]
-    values = np.take_along_axis(keys, best, axis=1)
-    order = np.argsort(-values, axis=1, kind="stable")
-    best = np.take_along_axis(best, order, axis=1)
-    values = np.take_along_axis(values, order, axis=1)
-    index[:, :count] = np.where(np.isneginf(values), -1, best)
-    return index
-
-
-def _log_choice(logits: Floats, available: Mask, index: Indices, possible: Mask) -> Floats:
-    """Log probability of each place under each component alone, log PL_m(a_j | a_<j): float64[k, B, M].
+@kernel
+def _log_choice(logits: Floats, available: Mask, index: Indices, stands: Mask, work: Floats, result: Floats) -> None:
+    """Log probability of each place under each component alone, log PL_m(a_j | a_<j): float64[k, M] of one user.
 
     What the item at place j was chosen from is summed upwards: the items in no place, then the last place's
-    item, and so on. 0 where `possible` is false.
+    item, and so on. 0 where it does not stand.
     """
-    batch, m, n = logits.shape
-    places = index.shape[1]
-    result = np.zeros((places, batch, m))
-    if n == 0 or places == 0:
-        return result
-    stands = possible.T[:, :, None]
-    row = n * np.arange(batch * m).reshape(batch, m)
-    chosen = np.where(stands, logits.reshape(-1)[row + np.where(stands, index.T[:, :, None], 0)], -np.inf)
-    left = _log_mass(logits, _without(available, index))
-    for place in range(places - 1, -1, -1):
-        # log(exp(left) + exp(chosen)) to 2e-16; numpy's logaddexp is not vectorised.
-        larger = np.maximum(left, chosen[place])
-        smaller = np.minimum(left, chosen[place], out=left)
-        smaller -= larger
-        _exp(smaller)
-        smaller += 1.0
-        left = np.log(smaller, out=smaller)
-        left += larger
-        np.subtract(chosen[place], left, out=result[place], where=stands[place])
-    return result
+    bias, buffer = work[0], work[1]
+    for i in range(available.size):
+        bias[i] = 0.0 if available[i] else -np.inf
+    for item in index:
+        if item >= 0:
+            bias[item] = -np.inf
+    components = len(logits)
+    left, chosen = np.empty(components), np.empty(components)
+    for m in range(components):
+        left[m] = _log_mass(logits[m], bias, buffer)
+    for place in range(index.size - 1, -1, -1):
+        if not stands[place]:
+            result[place] = 0.0
+            continue
+        for m in range(components):
+            chosen[m] = logits[m, index[place]]
+        for m in range(components):
+            larger = max(left[m], chosen[m])
+            left[m] = log(1.0 + _small(min(left[m], chosen[m]) - larger)) + larger
+            result[place, m] = chosen[m] - left[m]
 
 
-def _conditionals(log_weights: Floats, logits: Floats, available: Mask, index: Indices, possible: Mask) -> Floats:
-    """Log conditional of each place under the mixture: log P(a_≤j) − log P(a_<j), float64[B, k]."""
-    joint = _log_choice(logits, available, index, possible).cumsum(axis=0)
-    joint += log_weights
-    prefixes = _logsumexp(joint, axis=2)
-    before = np.concatenate([_logsumexp(log_weights, axis=1)[None], prefixes])[:-1]
-    result: Floats = np.minimum(prefixes - before, 0.0).T
-    return np.ascontiguousarray(result)
+@kernel
+def _conditionals(
+    log_weights: Floats, logits: Floats, available: Mask, index: Indices, stands: Mask, work: Floats, result: Floats
+) -> None:
+    """Log conditional of each place under the mixture of one user: log P(a_≤j) − log P(a_<j), float64[k]."""
+    choice = np.empty((index.size, log_weights.size))
+    _log_choice(logits, available, index, stands, work, choice)
+    joint, buffer = log_weights.copy(), np.empty(log_weights.size)
+    before = _log_sum(joint, buffer)
+    for place in range(index.size):
+        if stands[place]:
+            for m in range(joint.size):
+                joint[m] += choice[place, m]
+            after = _log_sum(joint, buffer)
+            result[place] = min(after - before, 0.0)
+            before = after
+
+
+@kernel
+def _draw(log_weights: Floats, logits: Floats, available: Mask, uniform: float, gumbel: Floats, index: Indices) -> None:
+    """A slate of one user: a component by its weight, then the largest of its logits + noise, first ones first."""
+    largest, cumulated = log_weights.max(), 0.0
+    for log_weight in log_weights:
+        cumulated += _small(log_weight - largest) if log_weight > -np.inf else 0.0
+    # The first component whose cumulated weight exceeds u times the total: never one of weight 0.
+    threshold, chosen, cumulated = uniform * cumulated, 0, 0.0
+    for m in range(log_weights.size):
+        cumulated += _small(log_weights[m] - largest) if log_weights[m] > -np.inf else 0.0
+        if cumulated > threshold:
+            chosen = m
+            break
+    keys, taken = np.empty(index.size), 0
+    for item in range(available.size):
+        key = logits[chosen, item] + gumbel[item]
+        if not available[item] or (taken == keys.size and not (taken and key > keys[taken - 1])):
+            continue
+        place = taken if taken < keys.size else taken - 1
+        taken = place + 1
+        while place > 0 and key > keys[place - 1]:
+            keys[place], index[place] = keys[place - 1], index[place - 1]
+            place -= 1
+        keys[place], index[place] = key, item
+
+
+@kernel
+def _sample(
+    log_weights: Floats,
+    logits: Floats,
+    available: Mask,
+    uniform: Floats,
+    gumbel: Floats,
+    index: Indices,
+    result: Floats,
+) -> None:
+    work = np.empty((2, available.shape[1]))
+    for user in range(len(index)):
+        _draw(log_weights[user], logits[user], available[user], uniform[user], gumbel[user], index[user])
+        stands = index[user] >= 0
+        _conditionals(log_weights[user], logits[user], available[user], index[user], stands, work, result[user])
+
+
+@kernel
+def _log_probability(log_weights: Floats, logits: Floats, available: Mask, index: Indices, result: Floats) -> None:
+    work = np.empty((2, available.shape[1]))
+    for user in range(len(index)):
+        row = index[user]
+        stands = row >= 0
+        first = row.size
+        for place in range(row.size - 1, -1, -1):
+            if stands[place] and (not available[user, row[place]] or row[place] in row[:place]):
+                stands[place], first = False, place
+        _conditionals(log_weights[user], logits[user], available[user], row, stands, work, result[user])
+        for place in range(first, row.size):
+            if row[place] >= 0:
+                result[user, place] = -np.inf
+
+
+@kernel
+def _next_item(log_weights: Floats, logits: Floats, available: Mask, prefix: Indices, result: Floats) -> None:
+    _, m_count, n = logits.shape
+    work = np.empty((2, n))
+    choice = np.empty((prefix.shape[1], m_count))
+    for user in range(len(prefix)):
+        _log_choice(logits[user], available[user], prefix[user], prefix[user] >= 0, work, choice)
+        posterior = log_weights[user] + choice.sum(axis=0)
+        total = _log_sum(posterior, np.empty(m_count))
+        bias, buffer = work[0], work[1]
+        for m in range(m_count):
+            left = _log_mass(logits[user, m], bias, buffer)
+            for item in range(n):
+                if bias[item] == 0:
+                    result[user, item] += math.exp(logits[user, m, item] - left + posterior[m] - total)

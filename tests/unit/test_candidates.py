@@ -46,7 +46,7 @@ def test_each_user_gets_as_many_different_candidates_as_wanted() -> None:
     assert pool.rows.shape == (4, 12)
     for rows in pool.rows:
         assert len(set(rows.tolist())) == 12
-        assert (np.diff(embedded.rank[rows]) > 0).all()
+        assert (np.diff(embedded.keys[rows].astype(object)) > 0).all()
 
 
 def test_sources_claim_their_shares() -> None:
@@ -125,7 +125,7 @@ def test_a_refreshed_catalogue_is_one_embedded_anew() -> None:
     alive = embedded.available
     assert np.array_equal(alive, anew.available)
     np.testing.assert_allclose(embedded.vectors[alive], anew.vectors[alive], atol=1e-6)
-    assert np.array_equal(embedded.rank, anew.rank)
+    assert np.array_equal(embedded.keys, anew.keys)
     ours, theirs = selected(embedded), selected(anew)
     assert np.array_equal(ours.rows, theirs.rows)
     assert np.array_equal(ours.source, theirs.source)

@@ -7,6 +7,7 @@ import pytest
 from model_core import user_state
 from model_core.bandit import head
 from model_core.config import EncoderSettings, PolicySettings, Strategy, StrategySettings
+from model_core.engine import warm_up
 from model_core.errors import StateError
 from model_core.intake import clock_of
 from model_core.records import Cause, Click, Impression, Item, Recommendation, SessionEnd, User
@@ -380,6 +381,15 @@ def test_garbage_is_refused_and_never_taken_for_a_new_user(flaw: str) -> None:
     }[flaw]
     with pytest.raises(StateError):
         user_state.decode(stored)
+
+
+def test_warming_up_leaves_the_engine_as_it_was() -> None:
+    """No item is added, and the next batch has the bytes that it has without."""
+    warm, cold = Task(engine()), Task(engine())
+    warm_up(warm.engine)
+    assert len(warm.engine.catalogue) == len(cold.engine.catalogue)
+    one, other = (task.send([impression("u", "i1", T0, SHOWN)]) for task in (warm, cold))
+    assert one == other
 
 
 def test_recommendations_are_strict_records() -> None:
