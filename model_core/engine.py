@@ -23,7 +23,7 @@ from model_core.candidates import Catalogue, Embedded
 from model_core.config import EncoderSettings, HeadSettings, JoinSettings, PolicySettings, StrategySettings
 from model_core.errors import ModelError
 from model_core.intake import Intake, Output, SourceRecord
-from model_core.join import Clock
+from model_core.join import Clock, Sampled
 from model_core.meta import starts
 from model_core.online import Learned, learn
 from model_core.records import DEFAULT_USER, Cause, Click, Impression, Item, Recommendation, SlateItem
@@ -251,7 +251,7 @@ class Engine:
                 [place.propensity for place in choice.slate],
                 settings.name,
                 self._model.version,
-                choice.candidates,
+                Sampled.of(choice.candidates),
                 choice.served,
             )
         )

@@ -671,7 +671,7 @@ def _with_positions(impression: Impression) -> Impression:
         raise DecodeError("schema", "an item stands twice in the slate")
     if any(shown.position is None for shown in slate):
         slate = [
-            shown if shown.position is not None else msgspec.structs.replace(shown, position=place)
+            shown if shown.position is not None else SlateItem(shown.item_id, place, shown.propensity)
             for place, shown in enumerate(slate, start=1)
         ]
         return msgspec.structs.replace(impression, slate=slate)

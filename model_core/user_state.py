@@ -15,12 +15,13 @@ import xxhash
 from msgspec import Struct, field
 
 from model_core.errors import StateError
-from model_core.join import JoinState
-from model_core.records import Candidates, Served
+from model_core.join import JoinState, Sampled
+from model_core.records import Served
 
 __all__ = ["RING_EVENT", "VERSION", "Decision", "UserState", "checksum", "decode", "encode", "item_key", "item_keys"]
 
-VERSION: Final = 1
+VERSION: Final = 2
+"""2 keeps candidates as `Sampled`; there is no migration from 1, which no release has written."""
 
 RING_EVENT: Final = np.dtype([("item", "<u8"), ("reward", "<f4"), ("time_s", "<u4")])
 """16 bytes an item event: the item's key with the position in its lowest byte, reward, seconds since the epoch."""
@@ -57,7 +58,7 @@ class Decision(Struct, array_like=True, frozen=True):
     propensities: list[float]
     policy: str
     model_version: int
-    candidates: Candidates | None = None
+    candidates: Sampled | None = None
     served: Served | None = None
 
 
@@ -120,7 +121,10 @@ def decode(stored: bytes) -> UserState:
     migrate = _MIGRATIONS.get(stored[0])
     if migrate is None:
         known = ", ".join(map(str, sorted(_MIGRATIONS)))
-        raise StateError(f"state version {stored[0]} is not among {known}; run the release that wrote it, or newer")
+        raise StateError(
+            f"state version {stored[0]} is not among {known}: run the release that wrote it, or rebuild the state "
+            "from the topics under another streams.group_prefix (headwater replay --publish)"
+        )
     body = stored[_HEADER_BYTES:]
     if checksum(body) != stored[1:_HEADER_BYTES]:
         raise StateError("a user's record fails its checksum; rebuild the store from the changelog")

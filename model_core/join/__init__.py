@@ -46,7 +46,7 @@ from model_core.join.checks import check, check_kind
 from model_core.join.machine import apply
 from model_core.join.outcomes import Counted, Dead, Emitted, EmittedCause, Joined, Opened, Outcome
 from model_core.join.settling import due, settle
-from model_core.join.state import UNSET, Clock, Entry, JoinState, OpenImpression, Origin, Past, WaitingClick
+from model_core.join.state import UNSET, Clock, Entry, JoinState, OpenImpression, Origin, Past, Sampled, WaitingClick
 
 __all__ = [
     "TRANSITIONS",
@@ -66,6 +66,7 @@ __all__ = [
     "Outcome",
     "Past",
     "Phase",
+    "Sampled",
     "WaitingClick",
     "apply",
     "check",

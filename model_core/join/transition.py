@@ -11,7 +11,7 @@ from model_core import rewards
 from model_core.config import JoinSettings
 from model_core.join import history
 from model_core.join.state import JoinState, OpenImpression
-from model_core.records import NextItem, NextState, Transition, TransitionItem, TransitionState
+from model_core.records import Candidates, NextItem, NextState, Transition, TransitionItem, TransitionState
 
 __all__ = ["Following", "build", "following", "order_of"]
 
@@ -76,7 +76,7 @@ def build(state: JoinState, impression: OpenImpression, after: Following, settin
         state=TransitionState(
             history=history.before(state, impression.event_time_ms, settings.history_length),
             context=impression.context,
-            candidates=impression.candidates,
+            candidates=_candidates(impression),
         ),
         slate=slate,
         propensity_kind=impression.propensity_kind,
@@ -101,8 +101,12 @@ def _next_state(state: JoinState, impression: OpenImpression, after: Following) 
     return NextState(
         append=history.between(state, impression.event_time_ms, at_ms),
         context=after.next.context,
-        candidates=after.next.candidates,
+        candidates=_candidates(after.next),
     )
+
+
+def _candidates(impression: OpenImpression) -> Candidates:
+    return impression.candidates.whole() if impression.candidates else Candidates()
 
 
 def _next_slate(impression: OpenImpression) -> list[NextItem]:

@@ -22,8 +22,9 @@ from model_core.join import (
     Origin,
     Outcome,
     Phase,
+    Sampled,
 )
-from model_core.records import Candidates, Click, Heartbeat, Impression, SessionEnd, SlateItem, Transition
+from model_core.records import Click, Heartbeat, Impression, SessionEnd, SlateItem, Transition
 
 T = 1_700_000_000_000
 SETTINGS = JoinSettings(
@@ -469,7 +470,7 @@ def test_the_engine_fills_in_what_the_decision_knows_before_anything_is_sent() -
 
     def echo(impression: OpenImpression) -> None:
         impression.propensities = [0.125]
-        impression.candidates = Candidates(ids=["a"], inclusion_probability=[1.0], count=1)
+        impression.candidates = Sampled(ids=["a"], sure=1, count=1)
 
     user.impression("i", 0)
     user.on_open = echo

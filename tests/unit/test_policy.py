@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import permutations
 from typing import Literal
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -14,6 +15,7 @@ from model_core import policy
 from model_core.bandit import head
 from model_core.candidates import Catalogue, Embedded
 from model_core.config import PolicySettings
+from model_core.join import Sampled
 from model_core.policy import Asked, Chosen
 from model_core.records import Item
 from model_core.serving import ServingModel
@@ -178,6 +180,14 @@ def test_the_sample_holds_the_slate_and_states_its_inclusion() -> None:
         assert len(set(sample.ids)) == 7
         assert sample.count == 12
         assert sample.inclusion_probability == pytest.approx([1.0] * 3 + [4 / 9] * 4)
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 12, 40])
+def test_a_sample_is_kept_short_and_comes_back_whole(size: int) -> None:
+    """Of no others, some, all of them and more than there are; an empty one, too."""
+    for one in [*chosen(replace(SETTINGS, candidate_sample=size)), *chosen(SETTINGS, 0)]:
+        kept = msgspec.msgpack.decode(msgspec.msgpack.encode(Sampled.of(one.candidates)), type=Sampled)
+        assert kept.whole() == one.candidates
 
 
 def test_the_sample_is_drawn_with_the_stated_probability() -> None:
