@@ -10,6 +10,7 @@ from math import isfinite
 from typing import Final, Literal, get_args, get_type_hints
 
 from model_core.errors import SettingsError
+from model_core.reward_functions import FUNCTIONS
 
 __all__ = [
     "TEXT",
@@ -26,6 +27,7 @@ __all__ = [
     "Objective",
     "PolicySettings",
     "PretrainingSettings",
+    "SlateSearch",
     "Strategy",
     "StrategySettings",
 ]
@@ -60,6 +62,9 @@ Objective = Literal["click", "rating"]
 Depth = Literal["frozen", "last", "all"]
 """How much of it changes then: the head alone, the layers before it too, everything."""
 
+SlateSearch = Literal["optimal", "greedy", "top-k"]
+"""How a slate is searched where one item of it is clicked at most."""
+
 
 def _expect(holds: bool, key: str, value: object, expected: str) -> None:  # noqa: FBT001 - an assertion's argument
     if not holds:
@@ -77,6 +82,10 @@ class JoinSettings:
         clock_skew_ms: a click may precede its impression by this; an event the log's clock.
         session_gap_ms: an impression follows another within this.
         weights: reward of one unit of `value`, by click kind; other kinds are `unknown-kind`.
+        functions: by click kind, what is made of `value` before its weight: `click`, `purchase`, `rating`, `dwell` or
+            `satisfaction` (`model_core.reward_functions`); a kind without one counts by `value` itself.
+        objectives: by click kind, the objective that it serves, if any.
+        pareto: weight of each objective; moving it moves along the Pareto front.
         default_reward: of an item nobody clicked.
         provisional_transitions: also emit at the first click and at the next impression.
         history_length: entries of `state.history`.
@@ -91,6 +100,9 @@ class JoinSettings:
     clock_skew_ms: int = 5_000
     session_gap_ms: int = 30 * _MINUTE_MS
     weights: Mapping[str, float] = field(default_factory=lambda: {"click": 1.0})
+    functions: Mapping[str, str] = field(default_factory=dict)
+    objectives: Mapping[str, str] = field(default_factory=dict)
+    pareto: Mapping[str, float] = field(default_factory=dict)
     default_reward: float = 0.0
     provisional_transitions: bool = False
     history_length: int = 50
@@ -115,6 +127,14 @@ class JoinSettings:
             f"at most correction_horizon_ms, which is {self.correction_horizon_ms}",
         )
         _expect(bool(self.weights), "join.weights", dict(self.weights), "at least one kind")
+        names, kinds = " or ".join(FUNCTIONS), "kinds that join.weights has"
+        _expect(set(self.functions) <= set(self.weights), "join.functions", dict(self.functions), kinds)
+        _expect(set(self.functions.values()) <= set(FUNCTIONS), "join.functions", dict(self.functions), names)
+        _expect(set(self.objectives) <= set(self.weights), "join.objectives", dict(self.objectives), kinds)
+        served = set(self.objectives.values())
+        _expect(set(self.pareto) == served, "join.pareto", dict(self.pareto), f"a weight for each of {sorted(served)}")
+        weights = (*self.weights.values(), *self.pareto.values())
+        _expect(all(map(isfinite, weights)), "join.weights and join.pareto", weights, "finite numbers")
         for key in ("history_length", "max_open_impressions", "max_waiting_clicks", "max_record_bytes"):
             _expect(getattr(self, key) >= 1, f"join.{key}", getattr(self, key), "1 or more")
 
@@ -145,6 +165,8 @@ class PolicySettings:
         particles: posterior draws of particle Thompson sampling.
         thompson_scale: standard deviations of a draw; 1 is the posterior itself.
         ucb_width: standard deviations added to the mean.
+        slate_search: what a slate is drawn by: the items' `scores`; or, with a model that knows clicks
+            (`encoder.choice`), what makes the `optimal`, `greedy` or `top-k` slate of which one item is clicked.
         temperature: of the Plackett-Luce choice, in units of score.
         epsilon: weight of the uniform component, a floor under every slate's probability.
         candidates: how many are scored at most.
@@ -167,6 +189,7 @@ class PolicySettings:
     particles: int = 8
     thompson_scale: float = 0.25
     ucb_width: float = 1.0
+    slate_search: Literal["scores", "optimal", "greedy", "top-k"] = "scores"
     temperature: float = 0.02
     epsilon: float = 0.02
     candidates: int = 200
@@ -191,12 +214,10 @@ class PolicySettings:
         _expect(self.candidates >= self.slate_size, "policy.candidates", self.candidates, "at least slate_size")
         shares = self.popular_share + self.new_share + self.cooccurring_share
         _expect(0 <= shares <= 1, "policy.popular_share + new_share + cooccurring_share", shares, "0 to 1")
-        _expect(
-            self.exploration in ("thompson", "ucb", "greedy"),
-            "policy.exploration",
-            self.exploration,
-            "thompson, ucb or greedy",
-        )
+        hints = get_type_hints(PolicySettings)
+        for key in ("exploration", "slate_search"):
+            choices = get_args(hints[key])
+            _expect(getattr(self, key) in choices, f"policy.{key}", getattr(self, key), " or ".join(choices))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,6 +352,9 @@ class EncoderSettings:
         text: where an item's text gets a vector from: `none`, or `wordllama` (needs `headwater[text]`).
         fusion: how an item's feature groups become one vector: `addition`, `concatenation`, `product`, `gating` or
             `attention`.
+        observation: numbers of a state's `observation`, which simulators give; 0 for none.
+        choice: whether the model knows which of the items shown is clicked, if any, and what a step without a click is
+            worth; `learner.slate_value` says when it has to.
     """
 
     kind: EncoderKind = "gru"
@@ -349,6 +373,8 @@ class EncoderSettings:
     vectors: Mapping[str, int] = field(default_factory=dict)
     text: Literal["none", "wordllama"] = "none"
     fusion: Fusion = "addition"
+    observation: int = 0
+    choice: bool = False
 
     @property
     def vector_lengths(self) -> dict[str, int]:
@@ -401,6 +427,7 @@ class EncoderSettings:
             f"no {TEXT!r}, which encoder.text = {self.text!r} gives",
         )
         _expect(self.fusion in get_args(Fusion), "encoder.fusion", self.fusion, " or ".join(get_args(Fusion)))
+        _expect(self.observation >= 0, "encoder.observation", self.observation, "0 or more numbers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -413,6 +440,7 @@ class LearnerSettings:
         discount: γ of one `discount_unit_ms`.
         discount_unit_ms: γ^(elapsed_ms / discount_unit_ms).
         learning_rate: of Adam.
+        learning_rate_half_life: training steps after which it is half, and so on; 0 for one that stays.
         weight_decay: of Adam, decoupled.
         batch_size: transitions a step.
         buffer_size: transitions kept for replay.
@@ -429,7 +457,14 @@ class LearnerSettings:
         trace_steps: transitions that a policy learner looks ahead, this one included; then V(s') stands in.
         future_credit: which items of a slate a value learner credits with what followed: all alike (`slate`), or those
             whose feedback entered the history (`consumed`), all where none did.
+        slate_value: what V(s) of a slate is to a value learner: the `mean` of Q over it; by SlateQ's decomposition the
+            mean over what is clicked of it (`clicks`, a step without a click being worth nothing), or that and
+            Q(s, ⊥), the value of a step without a click (`choice`). The latter two need `encoder.choice`.
+        slate_search: of these, which slate of the candidates is the best: exactly (`optimal`), item by item (`greedy`),
+            or the best items each for itself (`top-k`).
+        choice_weight: of the loss of which item is clicked, if any, beside the TD loss.
         target_rate: share of the online network that enters the target network at each step.
+        published: weights that a model has: the `latest`, or their running `average`, which is the target network.
         held_out_share: of the transitions, by a hash of their id, that are never trained on.
         prior_transitions: latest transitions that the prior is estimated from.
         prior_iterations: of EM.
@@ -450,6 +485,7 @@ class LearnerSettings:
     discount: float = 0.5
     discount_unit_ms: int = 30 * _MINUTE_MS
     learning_rate: float = 6e-3
+    learning_rate_half_life: int = 0
     weight_decay: float = 0.4
     batch_size: int = 128
     buffer_size: int = 100_000
@@ -464,7 +500,11 @@ class LearnerSettings:
     clip_range: float = 0.2
     trace_steps: int = 3
     future_credit: Literal["slate", "consumed"] = "slate"
+    slate_value: Literal["mean", "clicks", "choice"] = "mean"
+    slate_search: SlateSearch = "optimal"
+    choice_weight: float = 0.1
     target_rate: float = 0.01
+    published: Literal["latest", "average"] = "latest"
     held_out_share: float = 0.05
     prior_transitions: int = 10_000
     prior_iterations: int = 8
@@ -482,12 +522,13 @@ class LearnerSettings:
     def check(self) -> None:
         """Raise `SettingsError` where a value is out of range."""
         hints = get_type_hints(LearnerSettings)
-        for key in ("algorithm", "future_credit", "meta", "meta_loss"):
+        for key in ("algorithm", "future_credit", "meta", "meta_loss", "slate_value", "slate_search", "published"):
             choices = get_args(hints[key])
             _expect(getattr(self, key) in choices, f"learner.{key}", getattr(self, key), " or ".join(choices))
         for key in ("temperature", "weight_cap", "clip_range", "meta_rate"):
             _expect(getattr(self, key) > 0, f"learner.{key}", getattr(self, key), "more than 0")
-        _expect(self.entropy_weight >= 0, "learner.entropy_weight", self.entropy_weight, "0 or more")
+        for key in ("entropy_weight", "choice_weight", "learning_rate_half_life"):
+            _expect(getattr(self, key) >= 0, f"learner.{key}", getattr(self, key), "0 or more")
         _expect(0 <= self.discount < 1, "learner.discount", self.discount, "0 or more, less than 1")
         _expect(self.learning_rate > 0, "learner.learning_rate", self.learning_rate, "more than 0")
         _expect(0 <= self.id_dropout < 1, "learner.id_dropout", self.id_dropout, "0 or more, less than 1")

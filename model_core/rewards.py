@@ -7,11 +7,13 @@ read: the result is the `math.fsum` over all clicks, in any order, and a thousan
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
+from model_core.config import JoinSettings
 from model_core.errors import DecodeError
 from model_core.records import Click
+from model_core.reward_functions import FUNCTIONS
 
 __all__ = ["MAX_REWARD", "accumulate", "check_kind", "click_reward", "item_reward", "slate_reward"]
 
@@ -22,22 +24,32 @@ _EXACT_INT: Final = 2.0**31
 """Whole numbers below this are kept as ints, which MessagePack writes in 1 to 5 bytes instead of 9."""
 
 
-def check_kind(click: Click, weights: Mapping[str, float]) -> None:
+def check_kind(click: Click, settings: JoinSettings) -> None:
     """Check that the click has a reward: part of the schema checks, before key and time.
 
     Raises:
         DecodeError: `unknown-kind` where `weights` lacks the kind; `schema` where the reward is out of range.
     """
-    weight = weights.get(click.kind)
-    if weight is None:
-        raise DecodeError("unknown-kind", f"kind {click.kind!r} has no weight; weights are for {sorted(weights)}")
-    if not abs(weight * click.value) <= MAX_REWARD:
-        raise DecodeError("schema", f"value {click.value!r} times weight {weight!r} is beyond ±{MAX_REWARD:g}")
+    if click.kind not in settings.weights:
+        known = sorted(settings.weights)
+        raise DecodeError("unknown-kind", f"kind {click.kind!r} has no weight; weights are for {known}")
+    if not abs(click_reward(click, settings)) <= MAX_REWARD:
+        raise DecodeError(
+            "schema", f"value {click.value!r} of kind {click.kind!r}: its reward is beyond ±{MAX_REWARD:g}"
+        )
 
 
-def click_reward(click: Click, weights: Mapping[str, float]) -> float:
-    """`weights[kind] * value`; never -0.0."""
-    return weights[click.kind] * click.value + 0.0
+def click_reward(click: Click, settings: JoinSettings) -> float:
+    """`weights[kind] * value`; with a function or an objective, `weights[kind] * pareto[objective] * f(value)`.
+
+    Never -0.0.
+    """
+    weight, value = settings.weights[click.kind], click.value
+    if settings.objectives and (objective := settings.objectives.get(click.kind)) is not None:
+        weight *= settings.pareto[objective]
+    if settings.functions and (name := settings.functions.get(click.kind)) is not None:
+        value = FUNCTIONS[name](value)
+    return weight * value + 0.0
 
 
 def accumulate(partials: Sequence[float], reward: float) -> list[float]:

@@ -20,7 +20,7 @@ def check_kind(click: Click, settings: JoinSettings) -> None:
     Raises:
         DecodeError: `unknown-kind`, or `schema` where the reward is out of range.
     """
-    rewards.check_kind(click, settings.weights)
+    rewards.check_kind(click, settings)
 
 
 def check(

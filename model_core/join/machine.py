@@ -128,7 +128,7 @@ def _take_click(
         click.impression_id,
         click.item_id,
         click.kind,
-        rewards.click_reward(click, settings.weights),
+        rewards.click_reward(click, settings),
         arrival.late,
         arrival.origin,
         arrival.key,

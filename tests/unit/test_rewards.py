@@ -2,12 +2,15 @@
 
 import math
 import random
+from typing import Any
 
 import pytest
 
 from model_core import rewards
-from model_core.errors import DecodeError
+from model_core.config import JoinSettings
+from model_core.errors import DecodeError, SettingsError
 from model_core.records import Click
+from model_core.reward_functions import FUNCTIONS
 
 
 def click(kind: str = "click", value: float = 1.0) -> Click:
@@ -49,14 +52,14 @@ def test_clicks_that_cancel_are_not_the_default() -> None:
 
 def test_a_click_is_worth_weight_times_value() -> None:
     """`weights[kind] * value`, and never a negative zero."""
-    assert rewards.click_reward(click("like", 4.0), {"like": 0.5}) == 2.0
-    assert math.copysign(1, rewards.click_reward(click("hide", 0.0), {"hide": -1.0})) == 1.0
+    assert rewards.click_reward(click("like", 4.0), JoinSettings(weights={"like": 0.5})) == 2.0
+    assert math.copysign(1, rewards.click_reward(click("hide", 0.0), JoinSettings(weights={"hide": -1.0}))) == 1.0
 
 
 def test_a_kind_without_a_weight_is_refused() -> None:
     """`unknown-kind` names the kind and the kinds there are."""
     with pytest.raises(DecodeError, match=r"'share' has no weight.*'click'") as refused:
-        rewards.check_kind(click("share"), {"click": 1.0})
+        rewards.check_kind(click("share"), JoinSettings())
     assert refused.value.reason == "unknown-kind"
 
 
@@ -64,10 +67,66 @@ def test_a_kind_without_a_weight_is_refused() -> None:
 def test_a_value_beyond_all_sense_is_refused(value: float) -> None:
     """No click may overflow a sum, or a posterior in float32."""
     with pytest.raises(DecodeError, match="beyond") as refused:
-        rewards.check_kind(click(value=value), {"click": 1.0})
+        rewards.check_kind(click(value=value), JoinSettings())
     assert refused.value.reason == "schema"
 
 
 def test_a_slates_reward_is_rounded_once() -> None:
     """`math.fsum` over the slate, not a running sum."""
     assert rewards.slate_reward([0.1] * 10) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("click", {1.0: 1.0, 99.0: 1.0}),
+        ("purchase", {0.0: 0.0, math.e - 1: 1.0, -(math.e - 1): -1.0}),
+        ("rating", {1.0: -1.0, 3.0: 0.0, 4.0: 0.5, 5.0: 1.0, 9.0: 1.0}),
+        ("dwell", {-3.0: 0.0, 0.0: 0.0, 30.0: 1 - 1 / math.e, 1e9: 1.0}),
+        ("satisfaction", {-1.0: -1.0, 0.5: 0.25, -0.5: -0.25, 7.0: 1.0}),
+    ],
+)
+def test_each_reward_function_is_what_its_docstring_says(name: str, expected: dict[float, float]) -> None:
+    """At the ends of its scale, beyond them, and between; finite for the largest of values."""
+    for value, reward in expected.items():
+        assert FUNCTIONS[name](value) == pytest.approx(reward)
+    assert all(math.isfinite(FUNCTIONS[name](value)) for value in (1.7e308, -1.7e308))
+
+
+def test_objectives_are_weighed_and_composed_by_configuration() -> None:
+    """Weight of the kind, times the objective's, times the function of the value; kinds without either as ever."""
+    settings = JoinSettings(
+        weights={"click": 1.0, "dwell": 2.0, "purchase": 3.0},
+        functions={"dwell": "dwell", "purchase": "purchase"},
+        objectives={"dwell": "engagement", "purchase": "revenue"},
+        pareto={"engagement": 0.25, "revenue": 0.75},
+    )
+    settings.check()
+    assert rewards.click_reward(click("click", 0.3), settings) == 0.3
+    assert rewards.click_reward(click("dwell", 30.0), settings) == pytest.approx(2.0 * 0.25 * (1 - 1 / math.e))
+    assert rewards.click_reward(click("purchase", 9.0), settings) == pytest.approx(3.0 * 0.75 * math.log(10.0))
+
+
+def test_a_functions_reward_is_what_has_to_be_in_range() -> None:
+    """A price of 1e12 is beyond the range by itself, and fine by its logarithm."""
+    dear = click("purchase", 1e12)
+    with pytest.raises(DecodeError, match="beyond"):
+        rewards.check_kind(dear, JoinSettings(weights={"purchase": 1.0}))
+    rewards.check_kind(dear, JoinSettings(weights={"purchase": 1.0}, functions={"purchase": "purchase"}))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"functions": {"click": "love"}},
+        {"functions": {"share": "click"}},
+        {"objectives": {"share": "reach"}, "pareto": {"reach": 1.0}},
+        {"objectives": {"click": "reach"}},
+        {"pareto": {"reach": 1.0}},
+        {"objectives": {"click": "reach"}, "pareto": {"reach": math.inf}},
+    ],
+)
+def test_rewards_that_cannot_be_are_refused_at_start(wrong: dict[str, Any]) -> None:
+    """Unknown functions, kinds without a weight, objectives without one or weights without an objective."""
+    with pytest.raises(SettingsError, match=r"join\."):
+        JoinSettings(**wrong).check()
