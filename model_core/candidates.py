@@ -225,6 +225,14 @@ class Embedded:
             return -1
         return self._categories.setdefault(item.categories[0], len(self._categories))
 
+    def click_odds(self, user_vectors: Float32Array, rows: IntArray) -> FloatArray | None:
+        """Odds of a click on each candidate against none; [B, d], [B, C] → [B, C]; None where the model knows none."""
+        if not self._model.settings.choice:
+            return None
+        odds = self._model.click_odds(user_vectors, self.vectors)
+        found: FloatArray = np.take_along_axis(odds, np.maximum(rows, 0), 1).astype(np.float64)
+        return found
+
     def rows(self, item_ids: Sequence[str]) -> IntArray:
         """Row of each item, -1 for unknown ones; int64[n]."""
         row = self._catalogue.row

@@ -548,12 +548,14 @@ class LearnerSettings:
             _expect(getattr(self, key) >= 1, f"learner.{key}", getattr(self, key), "1 or more")
         _expect(self.meta_events > 1, "learner.meta_events", self.meta_events, "2 or more")
         _expect(0 <= self.cold_start_share < 1, "learner.cold_start_share", self.cold_start_share, "0 up to 1")
-        keeps_mean = self.algorithm not in ("reinforce", "a2c", "ppo") or self.meta in ("empirical-bayes", "meta-prior")
+        own_mean = self.algorithm in ("reinforce", "a2c", "ppo") or self.slate_value != "mean"
+        keeps_mean = not own_mean or self.meta in ("empirical-bayes", "meta-prior")
         _expect(
             keeps_mean,
             "learner.meta",
             self.meta,
-            f"empirical-bayes or meta-prior with {self.algorithm}, whose weights are the prior's mean",
+            f"empirical-bayes or meta-prior with {self.algorithm} by {self.slate_value!r} slates, whose weights are the "
+            "prior's mean",
         )
 
 

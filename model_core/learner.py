@@ -36,11 +36,12 @@ from model_core.meta.tasks import Observations
 from model_core.records import Evaluation, Item, Transition
 from model_core.replay_buffer import ReplayBuffer, Rows
 from model_core.rl import algorithms
+from model_core.rl.clicks import Clicks
 from model_core.rl.following import Following, ShownNext
 from model_core.rl.policy_gradient import PolicyGradient, SlatePolicy, Slates, Steps, slate_policy, v_trace
 from model_core.rl.q_learning import QLearning
-from model_core.rl.targets import consumed_credit, td_targets
-from model_core.serving import MAX_POSITIONS, ServingModel
+from model_core.rl.targets import consumed, consumed_credit, td_targets
+from model_core.serving import MAX_LOG_ODDS, MAX_POSITIONS, ServingModel
 from model_core.strategy.log import StrategyLog
 
 __all__ = ["Learner", "resolve_device"]
@@ -58,6 +59,8 @@ _NEXT_ITEM_ROWS: Final = 24
 """Rows of a batch whose whole histories enter the next-item loss: all would cost more than the rest of the step."""
 _MASKED_SHARE: Final = 0.2
 """Entries that a masked Transformer is to tell (Sun et al. 2019 use 0.2 on MovieLens-1M)."""
+_LEAST_WEIGHT: Final = 1e-6
+"""Below any weight that there is: a mean over nothing is 0, and not a number."""
 _NEIGHBOUR_REACH: Final = 5
 
 
@@ -85,6 +88,8 @@ class _Batch(NamedTuple):
     tokens: Tensor
     token_weight: Tensor
     discount: Tensor
+    observation: Tensor
+    next_observation: Tensor
 
     def appended(self) -> tuple[Tensor, Tensor]:
         """The histories with what was appended right behind their entries: items and rewards."""
@@ -97,9 +102,13 @@ class _Batch(NamedTuple):
 
 
 class _States(NamedTuple):
-    """Encoded transitions: all prefixes' states where one pass has them, the state and u(s), the next one and its u."""
+    """Encoded transitions: all prefixes' states where one pass has them, the state and u(s), the next one and its u.
+
+    What is observed of a state is in `before` and `after`; `read` is the former without it.
+    """
 
     prefixes: Tensor | None
+    read: Tensor
     before: Tensor
     user: Tensor
     after: Tensor
@@ -159,11 +168,13 @@ class Learner:
         self._examination = np.ones(MAX_POSITIONS, np.float32)
         self._log = StrategyLog(strategies or StrategySettings(), evaluation or EvaluationSettings())
         self._algorithm = algorithms.make(settings)
+        self._check_slate_value()
         self._buffer = ReplayBuffer(
             settings.buffer_size,
             settings.held_out_share,
             Rows(self._item_row, self._tokens),
-            keeps=self._algorithm.keeps,
+            keeps=self._algorithm.keeps | (frozenset({"next-candidates"}) if self._by_clicks else frozenset()),
+            observation=encoder.observation,
         )
 
     def start_from(self, model: ServingModel) -> None:
@@ -174,6 +185,14 @@ class Learner:
         """
         for network in (self._online, self._target):
             take_weights(network, model)
+
+    def _check_slate_value(self) -> None:
+        if self._by_clicks != self.encoder.choice or (self._by_clicks and self._scores_are_logits):
+            raise SettingsError(
+                f"learner.slate_value = {self.settings.slate_value!r} with encoder.choice = {self.encoder.choice} and "
+                f"learner.algorithm = {self.settings.algorithm!r}: expected 'clicks' or 'choice' with a value learner "
+                "and encoder.choice, else 'mean' without it"
+            )
 
     @property
     def buffer_size(self) -> int:
@@ -189,6 +208,11 @@ class Learner:
     def _scores_are_logits(self) -> bool:
         """Whether φᵀw is a policy's score, which is no expectation of a reward."""
         return isinstance(self._algorithm, PolicyGradient)
+
+    @property
+    def _by_clicks(self) -> bool:
+        """Whether V(s) is SlateQ's, and Q the gain of a click over none."""
+        return self.settings.slate_value != "mean"
 
     def set_item(self, item: Item) -> None:
         """Add or replace an item."""
@@ -239,7 +263,7 @@ class Learner:
         for _ in range(steps):
             totals.update(self._step(self._rng.choice(rows, self.settings.batch_size)))
             self.steps += 1
-            if self.steps % _EXAMINATION_STEPS == 0 and not self._scores_are_logits:
+            if self.steps % _EXAMINATION_STEPS == 0 and not (self._scores_are_logits or self._by_clicks):
                 self._estimate_examination()
         return {name: total / steps for name, total in totals.items()}
 
@@ -256,6 +280,9 @@ class Learner:
             rl_loss, value_loss, metrics = losses
             next_item_loss = self._next_item_loss(batch, states, items, vectors)
             loss = rl_loss + self.settings.next_item_weight * next_item_loss + value_loss
+        if self.settings.learning_rate_half_life:
+            for group in self._optimizer.param_groups:
+                group["lr"] = self.settings.learning_rate * 0.5 ** (self.steps / self.settings.learning_rate_half_life)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own
         torch.nn.utils.clip_grad_norm_(self._online.parameters(), 1.0)
@@ -282,16 +309,55 @@ class Learner:
         """Of a value learner: the TD loss, the value head's loss, and what is reported of them."""
         value, q_spread = self._next_values(algorithm, batch, states, vectors)
         q = self._q(self._online, states.user, vectors, batch.slate)
-        y = td_targets(batch.slate_reward, batch.discount, value, self._credit(batch))
-        weight = self._weights(batch)
-        td_loss = (weight * (q - y) ** 2).sum() / weight.sum()
+        y, weight = self._targets(self._online, batch, states, value)
+        td_loss = (weight * (q - y) ** 2).sum() / weight.sum().clamp(min=_LEAST_WEIGHT)
         value_loss = ((self._online.value(states.after.detach()) - value) ** 2).mean()
-        return td_loss, value_loss, {"td_error": td_loss.item() ** 0.5, "q_spread": q_spread}
+        metrics = {"td_error": td_loss.item() ** 0.5, "q_spread": q_spread}
+        if self._by_clicks:
+            choice_loss, idle_loss = self._click_losses(batch, states, vectors, value)
+            metrics |= {"choice_loss": choice_loss.item(), "idle_error": idle_loss.item() ** 0.5}
+            value_loss = value_loss + self.settings.choice_weight * choice_loss + idle_loss
+        return td_loss, value_loss, metrics
+
+    def _targets(self, network: Network, batch: _Batch, states: _States, value: Tensor) -> tuple[Tensor, Tensor]:
+        """What φᵀw of each shown item should have been, and how much each counts; float[B, K] both.
+
+        By clicks, that is what a click brought over Q(s, ⊥), and what was not clicked says nothing of its gain.
+        """
+        if not self._by_clicks:
+            return td_targets(batch.slate_reward, batch.discount, value, self._credit(batch)), self._weights(batch)
+        idle = self._idle(network, states.before).detach()
+        return td_targets(batch.slate_reward, batch.discount, value) - idle[:, None], self._clicked(batch)
+
+    def _click_losses(self, batch: _Batch, states: _States, vectors: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a conditional logit of the click, if any; and of Q(s, ⊥), on the steps without one."""
+        clicked = self._clicked(batch)
+        none = (clicked.sum(dim=1) == 0).float()
+        place = self._online.place_odds - self._online.place_odds[:1]
+        logits = self._online.click_logits(states.user, vectors[batch.slate])
+        logits = logits + place[(batch.slate_position - 1).clamp(0, MAX_POSITIONS - 1)]
+        logits = logits.masked_fill(batch.shown == 0, -torch.inf)
+        log_chance = torch.cat([logits, torch.zeros_like(logits[:, :1])], dim=1).float().log_softmax(dim=1)
+        chosen = torch.cat([clicked, none[:, None]], dim=1)
+        choice_loss = -torch.where(chosen > 0, log_chance, 0.0).sum(dim=1).mean()
+        wrong = self._idle(self._online, states.before) - batch.discount * value
+        return choice_loss, (none * wrong**2).sum() / none.sum().clamp(min=_LEAST_WEIGHT)
+
+    def _idle(self, network: Network, states: Tensor) -> Tensor:
+        """Q(s, ⊥); float[B], zeros where it is worth nothing by the settings."""
+        return network.idle(states) if self.settings.slate_value == "choice" else torch.zeros_like(states[:, 0])
+
+    def _clicked(self, batch: _Batch) -> Tensor:
+        """Which shown items had feedback; float[B, K], of 0 and 1."""
+        found = consumed(batch.slate, batch.shown, batch.append, batch.append_length)
+        return torch.maximum(found, (batch.slate_reward != 0) * batch.shown)
 
     def _next_values(
         self, algorithm: QLearning, batch: _Batch, states: _States, vectors: Tensor
     ) -> tuple[Tensor, float]:
         """V(s') as the algorithm has it, and the spread of Q among sampled candidates."""
+        if self._by_clicks:
+            return self._next_values_by_clicks(algorithm, batch, states, vectors)
         candidates = self._candidates()
         with torch.no_grad():
             items = self._target.item_inputs(self._all_items())
@@ -308,6 +374,47 @@ class Learner:
             value = algorithm.next_state_values(following, self.settings.slate_size)
             return value, online.std(dim=1, correction=0).mean().item()
 
+    def _next_values_by_clicks(
+        self, algorithm: QLearning, batch: _Batch, states: _States, vectors: Tensor
+    ) -> tuple[Tensor, float]:
+        """The same by SlateQ's decomposition, over the candidates of the next decision where they are known."""
+        candidates, present = self._next_candidates(batch.rows)
+        with torch.no_grad():
+            items = self._target.item_inputs(self._all_items())
+            target_states, target_vectors = self._encode(self._target, batch, items), self._target.item_vectors(items)
+            online = self._q(self._online, states.next_user, vectors, candidates)
+            target = self._q(self._target, target_states.next_user, target_vectors, candidates)
+            following = Following(
+                online.float(),
+                target.float(),
+                lambda: self._target.value(target_states.after).float(),
+                lambda: self._shown_next(batch, target_states, items),
+                self._clicks(target_states, target_vectors[candidates], present),
+            )
+            value = algorithm.next_state_values(following, self.settings.slate_size)
+            return value, online.std(dim=1, correction=0).mean().item()
+
+    def _clicks(self, states: _States, vectors: Tensor, present: Tensor) -> Clicks:
+        """How these items are clicked in the next states, by the target network; vectors [B, C, d], present [B, C]."""
+        logits = self._target.click_logits(states.next_user, vectors).float()
+        odds = logits.clamp(max=MAX_LOG_ODDS).exp() * present
+        return Clicks(odds, self._idle(self._target, states.after).float(), self.settings.slate_search)
+
+    def _next_candidates(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Items of the next decisions, else a sample of the catalogue; and which of them are there; [B, C] both."""
+        columns = self._buffer.columns
+        length = columns["next_candidates_length"][rows]
+        sample = self._candidates().cpu().numpy()
+        if (length >= 0).all():
+            sample = sample[:0]
+        width = max(int(length.max()), len(sample), 1)
+        items = np.zeros((len(rows), width), np.int64)
+        known = columns["next_candidates"][rows, :width]
+        items[:, : known.shape[1]] = known
+        items[length < 0, : len(sample)] = sample
+        present = np.arange(width)[None] < np.where(length < 0, len(sample), length)[:, None]
+        return self._tensor(items), self._tensor(present.astype(np.float32))
+
     def _candidates(self) -> Tensor:
         """Rows of offered items, a sample that a batch shares."""
         count = min(self.settings.candidates, len(self._offered_rows))
@@ -320,8 +427,9 @@ class Learner:
         places = max(int(length.max()), 1)
         slate = self._tensor(columns["next_slate"][batch.rows, :places])
         mask = (np.arange(places)[None] < length[:, None]).astype(np.float32)
-        q = self._q(self._target, states.next_user, self._target.item_vectors(items), slate)
-        return ShownNext(q.float(), self._tensor(mask))
+        vectors, shown = self._target.item_vectors(items), self._tensor(mask)
+        q = self._q(self._target, states.next_user, vectors, slate).float()
+        return ShownNext(q, shown, self._clicks(states, vectors[slate], shown) if self._by_clicks else None)
 
     def _policy_losses(
         self, algorithm: PolicyGradient, batch: _Batch, states: _States, items: Tensor, vectors: Tensor
@@ -330,7 +438,7 @@ class Learner:
         sample = self._candidates()
         policy, spread = self._slate_policy(batch, states, vectors, sample)
         log_behaviour = self._log_behaviour(batch)
-        value = self._online.value(states.before.detach()).float()
+        value = self._online.value(self._online.observed(states.read.detach(), batch.observation)).float()
         steps = self._steps(batch, states, items, vectors, sample, (policy.log_policy - log_behaviour).sum(dim=1))
         trace = v_trace(steps, algorithm.trace_cap)
         slates = Slates(policy.log_policy, log_behaviour, batch.slate_reward, batch.shown)
@@ -394,7 +502,9 @@ class Learner:
         """
         columns, rows = self._buffer.columns, batch.rows
         length = columns["candidates_length"][rows]
-        width = max(int(length.max()), len(sample) if (length < 0).any() else 1)
+        unknown = length < 0
+        sampled = sample.cpu().numpy() if unknown.any() else np.zeros(0, np.int64)
+        width = max(int(length.max()), len(sampled), 1)
         count = np.zeros((len(rows), width), np.float32)
         items = np.zeros((len(rows), width), np.int64)
         known = columns["candidates"].shape[1]
@@ -402,9 +512,8 @@ class Learner:
         inclusion = np.where(present, columns["inclusion"][rows], 1.0)
         items[:, :known] = columns["candidates"][rows][:, :width]
         count[:, :known] = (present / inclusion)[:, :width]
-        unknown = length < 0
-        items[unknown, : len(sample)] = sample.cpu().numpy()
-        count[unknown, : len(sample)] = len(self._offered_rows) / len(sample)
+        items[unknown, : len(sampled)] = sampled
+        count[unknown, : len(sampled)] = len(self._offered_rows) / len(sample)
         candidates = self._tensor(items)
         within = ((candidates[:, :, None] == batch.slate[:, None, :]) & (batch.shown > 0)[:, None, :]).any(dim=2)
         log_count = torch.log(self._tensor(count)).masked_fill(within, -torch.inf)
@@ -438,9 +547,11 @@ class Learner:
         return functional.cross_entropy(torch.cat([positive, negative], dim=1).float(), torch.zeros_like(clicked))
 
     def _encode(self, network: Network, batch: _Batch, items: Tensor) -> _States:
-        prefixes, state, after = self._around(network, batch, items)
+        prefixes, read, after = self._around(network, batch, items)
+        state, after = network.observed(read, batch.observation), network.observed(after, batch.next_observation)
         known = network.known(batch.tokens, batch.token_weight)
-        return _States(prefixes, state, network.user_vectors(state, known), after, network.user_vectors(after, known))
+        user, next_user = network.user_vectors(state, known), network.user_vectors(after, known)
+        return _States(prefixes, read, state, user, after, next_user)
 
     @staticmethod
     def _around(network: Network, batch: _Batch, items: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
@@ -498,6 +609,10 @@ class Learner:
             self._tensor(columns["tokens"][rows]),
             self._tensor(columns["token_weight"][rows]),
             self._tensor(discount.astype(np.float32)),
+            *(
+                self._tensor(columns[field][rows] if self.encoder.observation else np.zeros((len(rows), 0), np.float32))
+                for field in ("observation", "next_observation")
+            ),
         )
 
     def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
@@ -531,7 +646,7 @@ class Learner:
             items = network.item_inputs(self._all_items())
             return batch, self._encode(network, batch, items), network.item_vectors(items)
 
-    def _held_out(self) -> dict[str, float]:
+    def _held_out(self, network: Network) -> dict[str, float]:
         """Root mean squared TD errors on the latest held-out transitions: of this model, and of this process's first.
 
         Targets are those of this model's V(s') for both, so that one may be compared with the other.
@@ -539,15 +654,14 @@ class Learner:
         rows = self._buffer.latest(_EVALUATED, held_out=True)
         if not len(rows) or self._first is None or self._scores_are_logits:
             return {}
-        batch, states, vectors = self._evaluate(self._online, rows)
+        batch, states, vectors = self._evaluate(network, rows)
         _, states_first, vectors_first = self._evaluate(self._first, rows)
         with torch.no_grad():
-            value = self._online.value(states.after)
-            y = td_targets(batch.slate_reward, batch.discount, value, self._credit(batch))
-            q = self._q(self._online, states.user, vectors, batch.slate)
+            y, weight = self._targets(network, batch, states, network.value(states.after))
+            q = self._q(network, states.user, vectors, batch.slate)
             q_first = self._q(self._first, states_first.user, vectors_first, batch.slate)
-            weight = self._weights(batch)
-            errors = ((weight * (each - y) ** 2).sum() / weight.sum() for each in (q, q_first))
+            counted = weight.sum().clamp(min=_LEAST_WEIGHT)
+            errors = ((weight * (each - y) ** 2).sum() / counted for each in (q, q_first))
             now, first = (error.sqrt().item() for error in errors)
         return {"td_error_held_out": now, "td_error_held_out_first": first}
 
@@ -571,10 +685,11 @@ class Learner:
     def publish(self) -> ServingModel:
         """The next version of the model; training goes on as if nothing had happened."""
         self.version += 1
+        network = self._target if self.settings.published == "average" else self._online
         if self._first is None:
-            self._first = copy.deepcopy(self._online)
-        prior, curve = self._prior()
-        metrics = self._held_out() | curve
+            self._first = copy.deepcopy(network)
+        prior, curve = self._prior(network)
+        metrics = self._held_out(network) | curve
         metrics["noise_variance"] = prior.noise_variance
         metrics["prior_trace"] = float(np.trace(np.linalg.inv(prior.precision)))
         standings = self._log.standings()
@@ -585,7 +700,7 @@ class Learner:
             name="headwater",
             version=self.version,
             settings=self.encoder,
-            weights=self._online.weights(),
+            weights=network.weights(),
             prior=prior,
             discount=self.settings.discount,
             discount_unit_ms=self.settings.discount_unit_ms,
@@ -601,36 +716,36 @@ class Learner:
         """What policies are worth by the latest transitions."""
         return self._log.evaluations()
 
-    def _prior(self) -> tuple[Prior, dict[str, float]]:
+    def _prior(self, network: Network) -> tuple[Prior, dict[str, float]]:
         """What the latest transitions teach of the users' heads, and the curve of what it is worth to a new user.
 
         A policy learner's prior has the policy's own weights for its mean, so that a stranger is served by the policy,
         and what it says of rewards is spread: the heads learn where this user differs. The bias, which ranks nothing,
         is set so that the scores are the targets' on average.
         """
-        mean = self._online.reward_weights.detach().double().cpu().numpy()
+        mean = network.reward_weights.detach().double().cpu().numpy()
         start = updates.starting(mean)
         rows = self._buffer.latest(self.settings.prior_transitions)
         if not len(rows) or not self._row:
             return start, {}
-        others, held_out = updates.held_out_users(self._observations(rows), self.settings.cold_start_share)
+        others, held_out = updates.held_out_users(self._observations(network, rows), self.settings.cold_start_share)
         if self._scores_are_logits and len(others.y):
             start = updates.levelled(start, others)
-        prior = updates.learn(others, start, self.settings, seed=self.version, keep_mean=self._scores_are_logits)
+        keep_mean = self._scores_are_logits or self._by_clicks
+        prior = updates.learn(others, start, self.settings, seed=self.version, keep_mean=keep_mean)
         return prior, cold_start.curve(held_out, prior)
 
-    def _observations(self, rows: npt.NDArray[np.int64]) -> Observations:
+    def _observations(self, network: Network, rows: npt.NDArray[np.int64]) -> Observations:
         """What was shown in these transitions, with its target, in their order."""
         users, features, targets, weights = [], [], [], []
         for part in np.array_split(rows, max(1, len(rows) // _EVALUATED)):
-            batch, states, vectors = self._evaluate(self._online, part)
+            batch, states, vectors = self._evaluate(network, part)
             with torch.no_grad():
-                shown = batch.shown.bool()
-                value = self._online.value(states.after)
-                y = td_targets(batch.slate_reward, batch.discount, value, self._credit(batch))
+                y, weight = self._targets(network, batch, states, network.value(states.after))
+                shown = weight > 0
                 features.append((states.user[:, None, :] * vectors[batch.slate])[shown].double().cpu().numpy())
                 targets.append(y[shown].double().cpu().numpy())
-                weights.append(self._weights(batch)[shown].double().cpu().numpy())
+                weights.append(weight[shown].double().cpu().numpy())
                 users.append(np.repeat(self._buffer.columns["user"][part], shown.sum(dim=1).cpu().numpy()))
         return Observations(
             np.concatenate(users).astype(np.int64),

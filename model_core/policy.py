@@ -16,6 +16,7 @@ import xxhash
 
 from model_core import random
 from model_core.bandit import diverse, head, slate
+from model_core.bandit.clicks import slate_scores
 from model_core.candidates import SOURCES, Candidates, Embedded
 from model_core.config import PolicySettings, StrategySettings
 from model_core.kernel import kernel
@@ -120,6 +121,9 @@ def _choose(
     )
     offered = _offered(pool, embedded, settings)
     scores = [_component_scores(keys, moments, user_vectors, pool, embedded, arm.settings) for arm in among]
+    if settings.slate_search != "scores" and (odds := embedded.click_odds(user_vectors, pool.rows)) is not None:
+        size, search = settings.slate_size, settings.slate_search
+        scores = [slate_scores(part, odds[:, None], offered[:, None], size, search) for part in scores]
     mixed = mixture(among, scores)
     own = np.array([one.arm for one in asked], np.int64)
     pick = turn(among, own, random.uniform(keys, _PICK, 1)[:, 0])

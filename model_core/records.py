@@ -314,6 +314,7 @@ class TransitionState(Struct, frozen=True, kw_only=True):
         context: of the impression.
         basis: model version of the features under which the user's head stood.
         candidates: of the decision this impression showed, where it is known.
+        observation: numbers that a simulator gives of its state, `encoder.observation` of them; absent otherwise.
     """
 
     history: list[HistoryEntry] = field(default_factory=list)
@@ -321,6 +322,7 @@ class TransitionState(Struct, frozen=True, kw_only=True):
     context: dict[str, Any] = field(default_factory=dict)
     basis: int = 0
     candidates: Candidates = field(default_factory=Candidates)
+    observation: list[float] | msgspec.UnsetType = msgspec.UNSET
 
 
 class TransitionItem(Struct, frozen=True, kw_only=True):
@@ -360,11 +362,13 @@ class NextState(Struct, frozen=True, kw_only=True):
         append: feedback to append to `state.history`; ages at the next state's time (event time + elapsed).
         context: of the next impression; empty without one.
         candidates: of the next impression's decision, where it is known.
+        observation: as in `state`, after the transition.
     """
 
     append: list[HistoryEntry] = field(default_factory=list)
     context: dict[str, Any] = field(default_factory=dict)
     candidates: Candidates = field(default_factory=Candidates)
+    observation: list[float] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Transition(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -51,6 +51,10 @@ _FIELDS: Final[dict[str, tuple[tuple[int, ...], type[np.generic]]]] = {
 
 _KEPT: Final[dict[str, dict[str, tuple[tuple[int, ...], type[np.generic]]]]] = {
     "next-slate": {"next_slate": ((_SLATE,), np.int32), "next_slate_length": ((), np.int16)},
+    "next-candidates": {
+        "next_candidates": ((_CANDIDATES,), np.int32),
+        "next_candidates_length": ((), np.int16),
+    },
     "propensities": {
         "slate_propensity": ((_SLATE,), np.float32),
         "candidates": ((_CANDIDATES,), np.int32),
@@ -62,7 +66,7 @@ _KEPT: Final[dict[str, dict[str, tuple[tuple[int, ...], type[np.generic]]]]] = {
 }
 """Columns that only some learners need, by what they ask for. Candidates are the items the slate was chosen from beside
 its own, or a sample of them; the keys are hashes of this transition's name and of the next one's, 0 for none;
-`candidates_length` is −1 where the candidates are unknown."""
+lengths of candidates are −1 where these are unknown."""
 
 
 class Rows(NamedTuple):
@@ -84,22 +88,33 @@ class ReplayBuffer:
         capacity: transitions; the oldest make room.
         held_out_share: of the transitions, never sampled for training.
         rows: ids to numbers.
-        keeps: what is kept beside the common columns: `next-slate`, `propensities`. Who asks for propensities gets
-            transitions with them alone.
+        keeps: what is kept beside the common columns: `next-slate`, `next-candidates`, `propensities`. Who asks for
+            propensities gets transitions with them alone.
+        observation: numbers of an observation; where it is not 0, who lacks them is left out.
 
     Attributes:
         columns: by name, see the module; `used` says which rows hold a transition.
         left_out: what was not taken, by reason.
     """
 
-    def __init__(self, capacity: int, held_out_share: float, rows: Rows, keeps: AbstractSet[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        held_out_share: float,
+        rows: Rows,
+        keeps: AbstractSet[str] = frozenset(),
+        observation: int = 0,
+    ) -> None:
         self.columns: dict[str, npt.NDArray[Any]] = {}
         self.left_out: Counter[str] = Counter()
         self._capacity = capacity
         self._held_out = int(held_out_share * _HELD_OUT_BUCKETS)
         self._rows = rows
         self._keeps = keeps
+        self._observation = observation
         self._fields = dict(_FIELDS)
+        if observation:
+            self._fields |= dict.fromkeys(("observation", "next_observation"), ((observation,), np.float32))
         for kept in sorted(keeps):
             self._fields |= _KEPT[kept]
         self._row_of_key: dict[int, int] = {}
@@ -120,7 +135,7 @@ class ReplayBuffer:
         Returns:
             Its row, None where it was left out.
         """
-        reason = _unusable(transition, propensities="propensities" in self._keeps)
+        reason = _unusable(transition, propensities="propensities" in self._keeps, observation=self._observation)
         if reason is not None:
             self.left_out[reason] += 1
             return None
@@ -224,6 +239,11 @@ class ReplayBuffer:
         bucket = zlib.crc32(f"{transition.user_id}\0{transition.transition_id}".encode()) % _HELD_OUT_BUCKETS
         columns["held_out"][row] = bucket < self._held_out
         columns["used"][row] = True
+        if self._observation:
+            columns["observation"][row] = transition.state.observation
+            columns["next_observation"][row] = transition.next_state.observation
+        if "next-candidates" in self._keeps:
+            self._write_candidates(row, "next_candidates", transition.next_state.candidates.ids or None)
         if "next-slate" in self._keeps:
             following = transition.next_slate[:_SLATE]
             columns["next_slate"][row, : len(following)] = [self._rows.item(shown.item_id) for shown in following]
@@ -236,15 +256,20 @@ class ReplayBuffer:
         columns, slate = self.columns, transition.slate[:_SLATE]
         columns["slate_propensity"][row, : len(slate)] = [shown.propensity for shown in slate]
         known = _candidates(transition)
-        items, inclusion = known or ([], [])
-        columns["candidates"][row, : len(items)] = [self._rows.item(item_id) for item_id in items]
-        columns["inclusion"][row, : len(items)] = inclusion
-        columns["candidates_length"][row] = -1 if known is None else len(items)
+        items, inclusion = known or (None, [])
+        self._write_candidates(row, "candidates", items)
+        columns["inclusion"][row, : len(inclusion)] = inclusion
         following = transition.next_transition_id
         key = _key(transition.user_id, transition.transition_id)
         columns["key"][row] = key
         columns["next_key"][row] = 0 if following is None else _key(transition.user_id, following)
         self._row_of_key[key] = row
+
+    def _write_candidates(self, row: int, field: str, items: Sequence[str] | None) -> None:
+        """Items of a decision, the first ones; None where they are unknown."""
+        kept = [self._rows.item(item_id) for item_id in (items or [])[:_CANDIDATES]]
+        self.columns[field][row, : len(kept)] = kept
+        self.columns[f"{field}_length"][row] = -1 if items is None else len(kept)
 
     def _user(self, user_id: str) -> int:
         """Number of a user; one that was erased or evicted is never given again."""
@@ -279,7 +304,7 @@ class ReplayBuffer:
             self._row_of_key = {int(self.columns["key"][row]): row for row in self._slot.values()}
 
 
-def _unusable(transition: Transition, *, propensities: bool) -> str | None:
+def _unusable(transition: Transition, *, propensities: bool, observation: int) -> str | None:
     """Why a transition cannot be learned from, None if it can."""
     if not transition.settled:
         return "unsettled"
@@ -287,7 +312,15 @@ def _unusable(transition: Transition, *, propensities: bool) -> str | None:
         return "empty-slate"
     if not all(math.isfinite(shown.reward) for shown in transition.slate):
         return "reward-not-finite"
+    if observation and not all(
+        _observed(state.observation, observation) for state in (transition.state, transition.next_state)
+    ):
+        return "observation-unknown"
     return _unusable_propensities(transition) if propensities else None
+
+
+def _observed(numbers: list[float] | msgspec.UnsetType, count: int) -> bool:
+    return numbers is not msgspec.UNSET and len(numbers) == count and all(map(math.isfinite, numbers))
 
 
 def _unusable_propensities(transition: Transition) -> str | None:

@@ -6,6 +6,9 @@
     v(a) = [ x W_v + b_v,  x W_i + b_i,  1,  1 ]               item vector
     φ(s, a) = u(s) ⊙ v(a),   Q(s, a) = φᵀ w
 
+and where the encoder has them, h + tanh(o W_o + b_o) in the place of h for a state with observation o, the odds
+exp(φᵀ c) of a click on a against none, and Q(s, ⊥), what a step without a click is worth: φᵀ w is the gain over it.
+
 The encoders that move or read h are in `encoder.kinds`. `encoder.network` is all of it in torch; tests hold the two
 together.
 """
@@ -25,7 +28,7 @@ from model_core.features.fusion import fuse, fusion_shapes, present
 from model_core.features.tokens import ItemTokens, context_tokens, item_tokens, summed_tokens, trait_tokens
 from model_core.records import Item
 
-__all__ = ["FEATURES", "MAX_POSITIONS", "ServingModel", "weight_shapes"]
+__all__ = ["FEATURES", "MAX_LOG_ODDS", "MAX_POSITIONS", "ServingModel", "weight_shapes"]
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -40,6 +43,9 @@ _BLOCK: Final = 64
 _VALUE_HIDDEN: Final = 16
 _SLOWEST_TRACE: Final = 2.2
 """σ⁻¹(0.9): at first a trace forgets a tenth an event, the fastest a half."""
+MAX_LOG_ODDS: Final = 20.0
+"""Beyond it a click is certain, and the exponential would overflow before long."""
+_VALUE: Final = ("value_in", "value_in_bias", "value_out", "value_out_bias")
 _WEAK_PRECISION: Final = 4.0
 _WEAK_NOISE: Final = 0.1
 """Before the first model: a standard deviation of 0.5 a coordinate, and the noise of a click rate near a tenth."""
@@ -49,7 +55,7 @@ def weight_shapes(settings: EncoderSettings) -> dict[str, tuple[int, ...]]:
     """Shape of every weight, by name."""
     taste = settings.dimension - settings.item_coordinates - 2
     state = settings.state + settings.embedding
-    return {
+    shapes = {
         "id_table": (settings.id_rows, settings.embedding),
         "token_table": (settings.token_rows, settings.embedding),
         **KINDS[settings.kind].shapes(settings),
@@ -66,6 +72,12 @@ def weight_shapes(settings: EncoderSettings) -> dict[str, tuple[int, ...]]:
         "value_out_bias": (1,),
         **fusion_shapes(settings),
     }
+    if settings.observation:
+        shapes |= {"observed": (settings.observation, settings.state), "observed_bias": (settings.state,)}
+    if settings.choice:
+        shapes |= {f"idle_{name.removeprefix('value_')}": shapes[name] for name in _VALUE}
+        shapes["click_weights"] = (settings.dimension, 1)
+    return shapes
 
 
 def initial_weights(settings: EncoderSettings, seed: int) -> dict[str, Float32Array]:
@@ -249,6 +261,17 @@ class ServingModel:
         taste = state @ weights["user_taste"] + weights["user_taste_bias"]
         ones = np.ones((len(h), self.settings.item_coordinates), np.float32)
         return np.concatenate([taste, ones, state @ weights["user_level"], ones[:, :1]], axis=1)
+
+    def observed(self, h: Float32Array, observation: Float32Array) -> Float32Array:
+        """The states with what a simulator observes of them: float32[n, H], float32[n, O] → float32[n, H]."""
+        seen: Float32Array = np.tanh(observation @ self.weights["observed"] + self.weights["observed_bias"])
+        return h + seen
+
+    def click_odds(self, user_vectors: Float32Array, item_vectors: Float32Array) -> Float32Array:
+        """Odds of a click on each item against none, were it shown alone: [n, d], [m, d] → float32[n, m]."""
+        weighted = user_vectors * self.weights["click_weights"][:, 0]
+        odds: Float32Array = np.exp(np.minimum(weighted @ item_vectors.T, MAX_LOG_ODDS))
+        return odds
 
     def value(self, h: Float32Array) -> Float32Array:
         """V(s), the published target network's value of each state; float32[n]."""

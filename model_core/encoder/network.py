@@ -14,7 +14,7 @@ from model_core.encoder import states as encoders
 from model_core.encoder.fusion import fuse
 from model_core.encoder.kinds import KINDS
 from model_core.errors import ModelError
-from model_core.serving import ServingModel, initial_weights
+from model_core.serving import MAX_POSITIONS, ServingModel, initial_weights
 
 __all__ = ["ItemBatch", "Network", "take_weights"]
 
@@ -38,8 +38,8 @@ class ItemBatch(NamedTuple):
 class Network(nn.Module):
     """u(s), v(a), V(s) and the weights w of Q(s, a) = (u ⊙ v)ᵀ w.
 
-    Two weights belong to training alone: `reward_weights` is w, in whose place the users' heads stand when serving, and
-    `choice_weights` are those of the next-item loss.
+    Weights that belong to training alone: `reward_weights` is w, in whose place the users' heads stand when serving,
+    `choice_weights` are those of the next-item loss, and `place_odds` say how much less a place is clicked.
     """
 
     def __init__(self, settings: EncoderSettings, seed: int) -> None:
@@ -50,6 +50,8 @@ class Network(nn.Module):
         )
         self.reward_weights = nn.Parameter(torch.full((settings.dimension,), 0.1))
         self.choice_weights = nn.Parameter(torch.ones(settings.dimension))
+        if settings.choice:
+            self.place_odds = nn.Parameter(torch.zeros(MAX_POSITIONS))
 
     def item_inputs(self, items: ItemBatch, known: Tensor | None = None) -> Tensor:
         """x(a); float32[n, E]. Where `known`, float32[n], is 0, the id says nothing, as that of a new item."""
@@ -148,10 +150,28 @@ class Network(nn.Module):
         ones = torch.ones(len(states), self.settings.item_coordinates, dtype=taste.dtype, device=taste.device)
         return torch.cat([taste, ones, inputs @ self.tables["user_level"], ones[:, :1]], dim=1)
 
+    def observed(self, states: Tensor, observation: Tensor) -> Tensor:
+        """The states with what a simulator observes of them: [n, H], [n, O] → [n, H]; O may be 0."""
+        if not observation.shape[1]:
+            return states
+        return states + torch.tanh(observation @ self.tables["observed"] + self.tables["observed_bias"])
+
+    def click_logits(self, user: Tensor, vectors: Tensor) -> Tensor:
+        """Log odds of a click on each item against none: u(s) [n, d], v(a) [n, m, d] → [n, m]."""
+        logits: Tensor = ((user * self.tables["click_weights"][:, 0])[:, None, :] * vectors).sum(dim=2)
+        return logits
+
     def value(self, states: Tensor) -> Tensor:
         """V(s); float32[n]."""
-        inner = torch.tanh(states @ self.tables["value_in"] + self.tables["value_in_bias"])
-        values: Tensor = (inner @ self.tables["value_out"] + self.tables["value_out_bias"])[:, 0]
+        return self._scalar("value", states)
+
+    def idle(self, states: Tensor) -> Tensor:
+        """Q(s, ⊥), the value of a step without a click; float32[n]."""
+        return self._scalar("idle", states)
+
+    def _scalar(self, name: str, states: Tensor) -> Tensor:
+        inner = torch.tanh(states @ self.tables[f"{name}_in"] + self.tables[f"{name}_in_bias"])
+        values: Tensor = (inner @ self.tables[f"{name}_out"] + self.tables[f"{name}_out_bias"])[:, 0]
         return values
 
     def weights(self) -> Mapping[str, npt.NDArray[np.float32]]:

@@ -18,4 +18,4 @@ class DoubleQLearning(QLearning):
 
     def next_state_values(self, following: Following, k: int) -> Tensor:
         """V(s') of each transition; float[B]."""
-        return double_q_values(following.online, following.target, k)
+        return double_q_values(following.online, following.target, k, following.clicks)

@@ -34,4 +34,4 @@ class QLearning:
         Returns:
             float[B].
         """
-        return q_values(following.target, k)
+        return q_values(following.target, k, following.clicks)

@@ -188,3 +188,98 @@ def test_an_unknown_learner_is_refused() -> None:
     """A wrong choice names the choices."""
     with pytest.raises(SettingsError, match=r"learner.algorithm = 'dqn': expected double-q-learning or q-learning or "):
         learner("dqn")
+
+
+def by_clicks(slate_value: str, algorithm: str = "q-learning", **more: Any) -> Learner:
+    """A learner by SlateQ's decomposition, taught by people of whom some know their next candidates."""
+    named: dict[str, Any] = {"algorithm": algorithm, "slate_value": slate_value, **more}
+    made = Learner(replace(SETTINGS, **named), replace(ENCODER, choice=True), device="cpu", seed=3)
+    for item in CATALOGUE:
+        made.set_item(item)
+    for one in episodes(60):
+        following = msgspec.structs.replace(one.next_state, candidates=one.state.candidates)
+        made.add(msgspec.structs.replace(one, next_state=following))
+    return made
+
+
+@pytest.mark.parametrize("slate_value", ["clicks", "choice"])
+@pytest.mark.parametrize("algorithm", ["q-learning", "double-q-learning", "sarsa"])
+def test_slateq_trains_publishes_and_goes_on_bit_for_bit(slate_value: str, algorithm: str) -> None:
+    """With every value learner; the model passes through its file, and a restored learner ends where the other does."""
+    made, other = by_clicks(slate_value, algorithm), by_clicks(slate_value, algorithm)
+    metrics = made.train(5)
+    assert metrics["choice_loss"] > 0
+    assert all(np.isfinite(value) for value in metrics.values())
+    other.restore(made.checkpoint())
+    made.train(3)
+    other.train(3)
+    manifest, parts = model_file.pack(made.publish())
+    assert parts == model_file.pack(other.publish())[1]
+    assert model_file.unpack(manifest, parts).settings.choice
+
+
+def test_slateq_learns_who_is_clicked_and_how_often_nobody() -> None:
+    """Item 0 is clicked half the time beside items that never are: its odds against none come to 1, theirs to 0."""
+    named: dict[str, Any] = {"slate_value": "choice", "learning_rate": 0.02, "choice_weight": 1.0, "discount": 0.0}
+    made = Learner(replace(SETTINGS, **named), replace(ENCODER, choice=True), device="cpu", seed=3)
+    for item in CATALOGUE:
+        made.set_item(item)
+    for n in range(100):
+        rewards = [("m0", float(n % 2)), ("m1", 0.0), ("m2", 0.0)]
+        made.add(transition(f"u{n}", "i", rewards[n % 3 :] + rewards[: n % 3], terminated=True))
+    made.train(250)
+    model = made.publish()
+    user = model.user_vectors(np.zeros((1, ENCODER.hidden), np.float32), [{"age": "25"}], [{"device": "phone"}])
+    odds = model.click_odds(user, model.item_vectors(CATALOGUE[:3]))[0]
+    assert odds[0] == pytest.approx(1.0, abs=0.3)
+    assert odds[1:].max() < 0.1
+
+
+def test_a_slate_value_that_does_not_fit_is_refused() -> None:
+    """SlateQ's decomposition is for value learners whose encoder has a choice, and such an encoder for it alone."""
+    wrong: list[tuple[dict[str, Any], bool]] = [
+        ({"slate_value": "choice"}, False),
+        ({"slate_value": "choice", "algorithm": "ppo"}, True),
+        ({}, True),
+    ]
+    for named, choice in wrong:
+        with pytest.raises(SettingsError, match=r"learner\.slate_value"):
+            Learner(replace(SETTINGS, **named), replace(ENCODER, choice=choice), device="cpu", seed=1)
+
+
+@pytest.mark.parametrize("algorithm", ALL)
+def test_a_batch_whose_candidates_are_all_known_and_few_is_no_error(algorithm: str) -> None:
+    """Two candidates beside the slate, where a sample of the catalogue would have more."""
+    made = learner(algorithm, candidates=9)
+    sample = Candidates(ids=["m7", "m8"], inclusion_probability=[1.0, 1.0], count=5, hash="0")
+    for one in transitions(20):
+        state = msgspec.structs.replace(one.state, candidates=sample)
+        made.add(msgspec.structs.replace(logged(one, 0.2), state=state))
+    assert all(np.isfinite(value) for value in made.train(2).values())
+
+
+@pytest.mark.parametrize("algorithm", ALL)
+def test_what_a_simulator_observes_is_learned_from(algorithm: str) -> None:
+    """Which of two items pays depends on one number of the observation alone; who lacks it is left out and counted."""
+    named: dict[str, Any] = {"algorithm": algorithm, "learning_rate": 0.02, "temperature": 1.0, "discount": 0.0}
+    encoder = replace(ENCODER, observation=2)
+    made = Learner(replace(SETTINGS, **named, slate_size=1), encoder, device="cpu", seed=3)
+    for item in CATALOGUE[:2]:
+        made.set_item(item)
+    rng = np.random.default_rng(0)
+    made.add(logged(transition("u", "i", [("m0", 1.0)]), 0.5))
+    assert made.left_out == {"observation-unknown": 1}
+    for n in range(200):
+        side, shown = float(rng.choice([-1, 1])), int(rng.integers(2))
+        one = logged(transition(f"u{n}", "i", [(f"m{shown}", float((side > 0) == shown))], terminated=True), 0.5)
+        state = msgspec.structs.replace(one.state, observation=[side, 1.0])
+        following = msgspec.structs.replace(one.next_state, observation=[side, 1.0])
+        made.add(msgspec.structs.replace(one, state=state, next_state=following))
+    made.train(150)
+    model = made.publish()
+    seen = model.observed(np.zeros((2, ENCODER.hidden), np.float32), np.array([[-1, 1], [1, 1]], np.float32))
+    mean = np.linalg.solve(model.prior.precision, model.prior.information)
+    user = model.user_vectors(seen, [{"age": "25"}] * 2, [{"device": "phone"}] * 2)
+    scores = (user * mean) @ model.item_vectors(CATALOGUE[:2]).T
+    assert scores[0, 0] > scores[0, 1]
+    assert scores[1, 1] > scores[1, 0]

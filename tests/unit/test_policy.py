@@ -10,14 +10,16 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from model_core import policy
 from model_core.bandit import head
 from model_core.candidates import Catalogue, Embedded
-from model_core.config import PolicySettings
+from model_core.config import PolicySettings, SlateSearch
 from model_core.join import Sampled
 from model_core.policy import Asked, Chosen
 from model_core.records import Item
+from model_core.rl.clicks import best_slates
 from model_core.serving import ServingModel
 from model_core.user_state import item_key
 from tests.unit.learner_case import ENCODER
@@ -235,3 +237,28 @@ def test_a_diverse_slate_has_less_alike_items_and_says_so() -> None:
         named = {"rule:diversity" in place.reasons for one in slates for place in one.slate}
         assert named == {settings.diversity > 0}
     assert alike[1] < alike[0] - 0.05
+
+
+@pytest.mark.parametrize("search", ["optimal", "greedy", "top-k"])
+def test_slates_by_clicks_are_the_best_slate_where_nothing_is_explored(search: SlateSearch) -> None:
+    """At a temperature near 0 and the mean's scores, what is shown is what the search says of gains and odds."""
+    model = ServingModel.initial(replace(ENCODER, choice=True), seed=6)
+    settings = replace(SETTINGS, exploration="greedy", slate_search=search, temperature=1e-6, epsilon=1e-9)
+    catalogue = Catalogue()
+    for name in NAMES[:10]:
+        catalogue.set(Item(item_id=name, title=f"Film {name}"))
+    here, heads, u = Embedded(catalogue, model, settings), posterior(8), vectors(8)
+    asked = [Asked(key=user, last_items=[], seen=NOBODY) for user in range(8)]
+    slates = policy.choose(asked, heads, u, embedded=here, settings=settings)
+    mean = np.linalg.solve(heads.precision, heads.information[:, :, None])[:, :, 0]
+    gain = torch.from_numpy((mean * u) @ here.vectors.T.astype(np.float64))
+    odds = torch.from_numpy(model.click_odds(u, here.vectors).astype(np.float64))
+    expected = best_slates(gain, odds, 3, search).tolist()
+    assert [{NAMES.index(name) for name in shown(one)} for one in slates] == [set(best) for best in expected]
+    assert all(place.propensity > 0.99 for one in slates for place in one.slate)
+
+
+def test_a_model_that_knows_no_clicks_is_served_by_its_scores() -> None:
+    """The setting changes nothing then."""
+    by_clicks = chosen(replace(SETTINGS, slate_search="optimal"))
+    assert [shown(one) for one in by_clicks] == [shown(one) for one in chosen(SETTINGS)]

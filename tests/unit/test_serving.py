@@ -90,6 +90,20 @@ def test_user_vectors_are_the_same(encoder: EncoderSettings) -> None:
     np.testing.assert_allclose(model.user_vectors(h, traits, context), expected, atol=1e-5)
 
 
+def test_what_is_observed_and_the_odds_of_a_click_are_the_same() -> None:
+    """A simulator's observation enters the state, and the choice's odds are e to its logits, in both alike."""
+    encoder = replace(ENCODER, observation=5, choice=True)
+    network, model = both(encoder)
+    rng = np.random.default_rng(2)
+    h, seen = rng.normal(size=(3, encoder.hidden)).astype(np.float32), rng.normal(size=(3, 5)).astype(np.float32)
+    user, vectors = rng.normal(size=(2, 3, encoder.dimension)).astype(np.float32)
+    with torch.no_grad():
+        states = network.observed(torch.from_numpy(h), torch.from_numpy(seen))
+        logits = network.click_logits(torch.from_numpy(user), torch.from_numpy(vectors)[None].expand(3, -1, -1))
+    np.testing.assert_allclose(model.observed(h, seen), states.numpy(), atol=1e-6)
+    np.testing.assert_allclose(model.click_odds(user, vectors), logits.exp().numpy(), rtol=1e-4)
+
+
 def test_groups_cover_every_coordinate_once() -> None:
     """What a coordinate stands for is said exactly once."""
     model = ServingModel.initial(ENCODER)
