@@ -73,7 +73,7 @@ FIGURES: Final = {
     ),
     "q_learning": Learned({**VALUE, "algorithm": "q-learning"}, 250.0, 24),
     "sarsa": Learned({**VALUE, "algorithm": "sarsa"}, 172.1, 8),
-    "reinforce": Learned({**OWN, "algorithm": "reinforce", "learning_rate": 4e-3, "entropy_weight": 2e-3}, 190.0, 12),
+    "reinforce": Learned({**OWN, "algorithm": "reinforce", "entropy_weight": 2e-3}, 190.0, 16),
     "a2c": Learned({**OWN, "algorithm": "a2c"}, 190.0, 10),
     "ppo": Learned({**OWN, "algorithm": "ppo"}, 190.0, 10),
 }
