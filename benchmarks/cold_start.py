@@ -42,6 +42,7 @@ SETTINGS: Final = LearnerSettings(
 """Chosen on training users of the first seed."""
 
 _SEEDS: Final = 5
+_ITEM_SEEDS: Final = 3
 _FOLDS: Final = 3
 _RESAMPLES: Final = 2_000
 _KNOWN_RIDGE: Final = 20.0
@@ -147,10 +148,10 @@ def _figures(data: Ratings, seeds: range, averaged: int, *, items: bool) -> Iter
 def measure(options: argparse.Namespace) -> Iterator[Figure]:
     """Every figure; what is done goes to stderr."""
     data = ratings()
-    seeds = range(options.seed, options.seed + (1 if options.quick else _SEEDS))
     averaged = 1 if options.quick else AVERAGED
-    yield from _figures(data, seeds, averaged, items=False)
-    yield from _figures(data, seeds, averaged, items=True)
+    for items, seeds in ((False, _SEEDS), (True, _ITEM_SEEDS)):
+        last = options.seed + (1 if options.quick else seeds)
+        yield from _figures(data, range(options.seed, last), averaged, items=items)
 
 
 if __name__ == "__main__":
