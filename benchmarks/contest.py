@@ -110,18 +110,23 @@ class Log:
         self._at_end: set[int] = set()
         self._reader.consumer.pause(self._parts)
 
-    def read(self, process: Process, records: int) -> list[Any]:
-        """All messages, once there are at least so many; looks at the ends alone until then, so as not to take part.
+    def wait(self, process: Process, records: int) -> None:
+        """Wait until there may be so many; looks at the ends alone, so as not to take part.
 
         Raises:
             TimeoutError: they did not come.
             PeerError: nor will they.
         """
         deadline = time.monotonic() + _PATIENCE_S
-        found: list[Any] = []
         while sum(self._reader.end(part.topic, part.partition) for part in self._parts) < records:
             _look(process, deadline, "records that are not there yet")
             time.sleep(_LOOK_S)
+
+    def read(self, process: Process, records: int) -> list[Any]:
+        """All messages, once there are at least so many; raises as `wait`."""
+        self.wait(process, records)
+        deadline = time.monotonic() + _PATIENCE_S
+        found: list[Any] = []
         self._reader.consumer.resume(self._parts)
         while len(found) < records or len(self._at_end) < len(self._parts):
             for message in self._reader.consumer.consume(10_000, 0.1):

@@ -1,4 +1,8 @@
-"""Where a process spends its time: py-spy's samples as two short tables, kept beside the figure."""
+"""Where a process spends its time: py-spy's samples as short tables, kept beside the figure.
+
+Samples are of the thread that holds the interpreter's lock, for that is what a worker runs out of: what C does without
+the lock (RocksDB, librdkafka, the disk) is not in them, and nor is waiting.
+"""
 
 import subprocess
 import sys
@@ -27,14 +31,14 @@ def keep_profile(name: str, pid: int, seconds: int) -> None:
         command = ["record", "--pid", str(pid), "--duration", str(seconds), "--rate", str(_SAMPLES_PER_S)]
         program = Path(sys.executable).parent / "py-spy"
         subprocess.run(
-            [str(program), *command, "--threads", "--format", "raw", "--output", str(samples)],
+            [str(program), *command, "--threads", "--gil", "--format", "raw", "--output", str(samples)],
             check=True,
             capture_output=True,
         )
         stacks = [line.rpartition(" ") for line in samples.read_text().splitlines()]
     PROFILES.mkdir(parents=True, exist_ok=True)
     found = tables([(stack.split(";"), int(count)) for stack, _, count in stacks])
-    (PROFILES / f"{name}.txt").write_text(f"{name}: {seconds} s, {_SAMPLES_PER_S} samples a second\n\n{found}")
+    (PROFILES / f"{name}.txt").write_text(f"{name}: {seconds} s, {_SAMPLES_PER_S} samples a second, where somebody held the lock\n\n{found}")
 
 
 def tables(stacks: list[tuple[list[str], int]]) -> str:

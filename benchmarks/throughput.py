@@ -54,7 +54,7 @@ _PAIRS: Final = 5
 _FEW_PAIRS: Final = 3
 _ENOUGH_S: Final = 70.0
 """A part that has taken so long is content with the few pairs."""
-_PROFILE_S: Final = 6
+_PROFILE_S: Final = 4
 _PROFILES: Final = "profiles"
 """The part that keeps where our two jobs spend their time."""
 
@@ -113,9 +113,10 @@ class Field:
         self, peer: str, place: Place, limit: int, seen: Callable[[Process], None] | None = None, *, counts: bool
     ) -> float:
         with running(PEERS[peer], place) as process:
-            if seen is not None:
-                seen(process)
             log = Log(self._settings, place.output)
+            if seen is not None:
+                log.wait(process, 1)
+                seen(process)
             messages = log.read(process, limit)
             log.close()
         if counts:
@@ -143,9 +144,10 @@ class Field:
         self._full = settings, given
         worker = Child(["worker", "personalize"], given, self._folder / f"{name}.log")
         try:
-            if seen is not None:
-                seen(worker)
             log = Log(settings.streams, settings.streams.topic("steps"))
+            if seen is not None:
+                log.wait(worker, 1)
+                seen(worker)
             times: list[int] = []
             counts: list[int] = []
             while sum(counts) < events:
