@@ -38,7 +38,9 @@ def keep_profile(name: str, pid: int, seconds: int) -> None:
         stacks = [line.rpartition(" ") for line in samples.read_text().splitlines()]
     PROFILES.mkdir(parents=True, exist_ok=True)
     found = tables([(stack.split(";"), int(count)) for stack, _, count in stacks])
-    (PROFILES / f"{name}.txt").write_text(f"{name}: {seconds} s, {_SAMPLES_PER_S} samples a second, where somebody held the lock\n\n{found}")
+    (PROFILES / f"{name}.txt").write_text(
+        f"{name}: {seconds} s, {_SAMPLES_PER_S} samples a second, where somebody held the lock\n\n{found}"
+    )
 
 
 def tables(stacks: list[tuple[list[str], int]]) -> str:
