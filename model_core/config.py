@@ -554,8 +554,8 @@ class LearnerSettings:
             keeps_mean,
             "learner.meta",
             self.meta,
-            f"empirical-bayes or meta-prior with {self.algorithm} and slate_value = {self.slate_value!r}: the weights are "
-            "the prior's mean",
+            f"empirical-bayes or meta-prior with {self.algorithm} and slate_value = {self.slate_value!r}: "
+            "the weights are the prior's mean",
         )
 
 
