@@ -115,6 +115,7 @@ _STEPS: Final = 80
 def encoder(*, observed: int, choice: bool) -> EncoderSettings:
     """Of the benchmark: ids say nothing, since a document is new each time."""
     return EncoderSettings(
+        kind="gru",
         dimension=40,
         item_coordinates=6,
         hidden=64,
