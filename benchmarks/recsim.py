@@ -104,7 +104,7 @@ class Size(NamedTuple):
     seeds: int
 
 
-FULL: Final = Size(8, 30, 200, 1, 50, 300, 400, 3)
+FULL: Final = Size(8, 30, 200, 1, 50, 300, 1_000, 3)
 QUICK: Final = Size(2, 6, 100, 1, 30, 200, 100, 1)
 _PEOPLE: Final = 100
 _LOGGED: Final = 100_000
