@@ -210,7 +210,16 @@ class PolicySettings:
         _expect(self.particles >= 1, "policy.particles", self.particles, "1 or more draws")
         _expect(self.temperature > 0, "policy.temperature", self.temperature, "more than 0")
         _expect(0 < self.epsilon <= 1, "policy.epsilon", self.epsilon, "more than 0, at most 1")
-        _expect(self.diversity >= 0, "policy.diversity", self.diversity, "0 or more")
+        for key in (
+            "thompson_scale",
+            "ucb_width",
+            "diversity",
+            "category_cap",
+            "candidate_sample",
+            "seen_items",
+            "decisions",
+        ):
+            _expect(getattr(self, key) >= 0, f"policy.{key}", getattr(self, key), "0 or more")
         _expect(self.candidates >= self.slate_size, "policy.candidates", self.candidates, "at least slate_size")
         shares = self.popular_share + self.new_share + self.cooccurring_share
         _expect(0 <= shares <= 1, "policy.popular_share + new_share + cooccurring_share", shares, "0 to 1")
@@ -525,12 +534,13 @@ class LearnerSettings:
         for key in ("algorithm", "future_credit", "meta", "meta_loss", "slate_value", "slate_search", "published"):
             choices = get_args(hints[key])
             _expect(getattr(self, key) in choices, f"learner.{key}", getattr(self, key), " or ".join(choices))
-        for key in ("temperature", "weight_cap", "clip_range", "meta_rate"):
+        for key in ("temperature", "weight_cap", "clip_range", "meta_rate", "popularity_half_life"):
             _expect(getattr(self, key) > 0, f"learner.{key}", getattr(self, key), "more than 0")
-        for key in ("entropy_weight", "choice_weight", "learning_rate_half_life"):
+        for key in ("entropy_weight", "choice_weight", "learning_rate_half_life", "weight_decay", "next_item_weight"):
             _expect(getattr(self, key) >= 0, f"learner.{key}", getattr(self, key), "0 or more")
         _expect(0 <= self.discount < 1, "learner.discount", self.discount, "0 or more, less than 1")
         _expect(self.learning_rate > 0, "learner.learning_rate", self.learning_rate, "more than 0")
+        _expect(0 < self.target_rate <= 1, "learner.target_rate", self.target_rate, "more than 0, at most 1")
         _expect(0 <= self.id_dropout < 1, "learner.id_dropout", self.id_dropout, "0 or more, less than 1")
         _expect(0 <= self.held_out_share < 1, "learner.held_out_share", self.held_out_share, "0 or more, less than 1")
         for key in (

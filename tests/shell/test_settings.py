@@ -49,6 +49,8 @@ def test_text_becomes_the_settings_own_type() -> None:
         ("HEADWATER_JOIN_ALLOWED_LATENESS_MS", "99999999", "correction_horizon_ms"),
         ("HEADWATER_STREAMS_BROKERS", "nowhere", "host:port"),
         ("HEADWATER_POLICY_EXPLORATION", "guess", "thompson"),
+        ("HEADWATER_POLICY_UCB_WIDTH", "-1", "policy.ucb_width = -1.0"),
+        ("HEADWATER_LEARNER_TARGET_RATE", "0", "learner.target_rate = 0.0"),
         ("HEADWATER_NO_SUCH_THING", "1", "is no setting"),
         ("HEADWATER_CONFIG", "missing.toml", "expected a file"),
     ],
