@@ -1,8 +1,10 @@
 """What all tests share: generated cases are the same ones on every run; who needs Apache Kafka can say so."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 from tests.kafka_cluster import missing
@@ -22,3 +24,10 @@ def can_run_kafka() -> None:
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def logs_go_where_they_went() -> Iterator[None]:
+    """A command that runs in a test sends the logs to that test's stderr, which ends with it."""
+    yield
+    structlog.reset_defaults()
