@@ -119,7 +119,10 @@ def published(one: Deployment, impressions: list[Any], clicks: list[Any], name: 
 
 
 def test_a_backfill_says_what_it_would_change_of_the_live_state(deployment: Deployment) -> None:
-    """Nothing under the same settings; under another default reward the rewards of so many users, and the mean."""
+    """No reward under the same settings; under another default reward the rewards of so many users, and the mean.
+
+    Slates may differ even so: whether an impression settles in the batch of its click, batch boundaries decide.
+    """
     users = range(30)
     catalogue = deployment.folder / "catalogue"
     catalogue.mkdir()
@@ -128,14 +131,17 @@ def test_a_backfill_says_what_it_would_change_of_the_live_state(deployment: Depl
     deployment.command("produce", str(catalogue))
     shown = [impression(n, START_MS + n) for n in users]
     clicks = [click(n, START_MS + 1_000 + n) for n in users]
-    published(deployment, shown, clicks, "all", "--closing-ms", str(SETTLES_MS))
+    published(deployment, shown, [], "shown")
     with deployment.worker():
+        deployment.read_until("recommendations", functools.partial(at_least, len(users)))  # so the clicks come last
+        published(deployment, [], clicks, "clicks", "--closing-ms", str(SETTLES_MS))
         deployment.read_until("transitions", functools.partial(at_least, len(users)))
-        deployment.read_until("recommendations", functools.partial(at_least, len(users)))
+        deployment.read_until("recommendations", functools.partial(at_least, 2 * len(users)))
     same = deployment.command("replay", WHOLE, "--compare", "--out", str(deployment.folder / "same"))["compared"]
     assert same["users"] == same["transitions"] == same["slates"] == same["same_cause"] == len(users)
-    assert same["rewards_changed"] == same["slates_changed"] == same["users_replayed_alone"] == 0
-    assert (same["mean_reward"], same["overlap"]) == ([1.0, 1.0], 1.0)
+    assert same["rewards_changed"] == same["users_replayed_alone"] == 0
+    assert same["mean_reward"] == [1.0, 1.0]
+    assert 0.0 < same["overlap"] <= 1.0
     deployment.environment["HEADWATER_JOIN_DEFAULT_REWARD"] = "-0.25"
     other = deployment.command("replay", WHOLE, "--compare", "--out", str(deployment.folder / "other"))["compared"]
     assert other["rewards_changed"] == other["users_with_changed_rewards"] == len(users)
