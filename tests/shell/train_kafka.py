@@ -33,7 +33,7 @@ TRAINER = {
 """A round of 2 steps for every 4 transitions, from the 10th on; a model at the 10th and at every 50th."""
 
 
-PATIENCE_S = 40.0
+PATIENCE_S = 90.0
 """How long a test waits for what should take a few seconds on an idle machine."""
 
 
