@@ -38,9 +38,9 @@ from producers.simulate import simulated_people
 from producers.warmup import WarmupSettings, warmup_feed
 from streams.topics import declare
 
-__all__ = ["Demo", "DemoOptions", "DemoSummary", "Status"]
+__all__ = ["JOIN_OPTIONS", "START_MS", "Demo", "DemoOptions", "DemoSummary", "Status", "loop_settings", "past_settings"]
 
-_START_MS: Final = 1_700_000_000_000
+START_MS: Final = 1_700_000_000_000
 """Event time of the first round, in November 2023: any past time would do."""
 _ROUND_MS: Final = 300_000
 _ROUND_S: Final = 6.0
@@ -76,6 +76,26 @@ TRAINER_OPTIONS: Final = {
     "trainer.publish_interval_s": 8.0,
     "trainer.checkpoint_interval_s": 60.0,
 }
+
+
+def loop_settings(settings: Settings, rounds: int) -> LoopSettings:
+    """How the people go round, under a worker's settings."""
+    return LoopSettings(
+        start_ms=START_MS,
+        slate_size=settings.policy.slate_size,
+        rounds=rounds,
+        round_interval_ms=_ROUND_MS,
+        seen_items=settings.policy.seen_items,
+    )
+
+
+def past_settings(settings: Settings) -> WarmupSettings:
+    """A past that has settled before the first round."""
+    join = settings.join
+    settling_ms = max(join.session_gap_ms, join.attribution_window_ms) + join.allowed_lateness_ms + 1
+    return WarmupSettings(
+        end_ms=START_MS - 2 * settling_ms, slate_size=settings.policy.slate_size, interval_ms=_ROUND_MS
+    )
 
 
 class DemoError(HeadwaterError):
@@ -247,16 +267,7 @@ class Demo:
 
     def _play(self, people: People, settings: Settings, address: str) -> DemoSummary:
         roles = ("recommendations", "transitions", "models", "dead-letters")
-        loop = self._loop = ClosedLoop(
-            people,
-            LoopSettings(
-                start_ms=_START_MS,
-                slate_size=settings.policy.slate_size,
-                rounds=self._options.rounds,
-                round_interval_ms=_ROUND_MS,
-                seen_items=settings.policy.seen_items,
-            ),
-        )
+        loop = self._loop = ClosedLoop(people, loop_settings(settings, self._options.rounds))
         with (
             Reader(settings.streams, roles) as reader,
             publisher_of(settings.streams) as publisher,
@@ -267,11 +278,7 @@ class Demo:
 
     def _warm_up(self, people: People, settings: Settings, reader: Reader, publisher: Publisher) -> None:
         """Publish the past, and wait until it is settled and the first model has learned from it."""
-        join = settings.join
-        settling_ms = max(join.session_gap_ms, join.attribution_window_ms) + join.allowed_lateness_ms + 1
-        past = WarmupSettings(
-            end_ms=_START_MS - 2 * settling_ms, slate_size=settings.policy.slate_size, interval_ms=_ROUND_MS
-        )
+        past = past_settings(settings)
         feed = warmup_feed(people.users, people.items, people.history, past, seed=self._options.seed)
         self._tell("publishing the past")
         wanted = 0
@@ -287,7 +294,7 @@ class Demo:
                     self._read(reader, 0.0)
                 yield record
 
-        publish(Feed(feed.name, observed), publisher, PublishSettings(closing_ms=2 * settling_ms))
+        publish(Feed(feed.name, observed), publisher, PublishSettings(closing_ms=START_MS - past.end_ms))
         self._tell("backfilling")
         self._await(reader, lambda: self._status.counts["settled"] >= wanted, "the past to settle")
         if self._options.trainer:
@@ -330,7 +337,7 @@ class Demo:
         self._latencies_ms.clear()
         while time.monotonic() < end_s and not loop.done:
             elapsed_s = time.monotonic() - began_s
-            for record in loop.next_impressions(_START_MS + int(elapsed_s / _ROUND_S * _ROUND_MS)):
+            for record in loop.next_impressions(START_MS + int(elapsed_s / _ROUND_S * _ROUND_MS)):
                 publisher.send(record)
                 self._published(record)
             self._read(reader, _STEP_S)

@@ -25,8 +25,6 @@ from model_core.evaluation.ranking import ndcg, ranks
 from model_core.learner import resolve_device
 from model_core.serving import ServingModel
 from streams import model_files
-from streams.clients import confluent_config
-from streams.topics import MODEL_VERSIONS
 from streams.training.publish import ModelPublisher
 
 __all__ = ["PretrainOptions", "Pretrained", "described", "pretrain"]
@@ -254,18 +252,7 @@ def _ndcg(model: ServingModel, log: Logged, examples: list[Example]) -> float | 
 
 def _published(settings: Settings, model: ServingModel) -> ServingModel:
     """Put the model on `models` as the next version of what is there."""
-    streams, role = settings.streams, "train"
-    publisher = ModelPublisher(
-        confluent_config(streams),
-        models_topic=streams.topic("models"),
-        evaluations_topic=streams.topic("evaluations"),
-        versions_topic=streams.topic(MODEL_VERSIONS),
-        source_topic=streams.topic("transitions"),
-        group=streams.group(role),
-        transactional_id=f"{streams.group(role)}-pretrained",
-        transaction_timeout_ms=streams.transaction_timeout_ms,
-        versions_kept=settings.trainer.versions_kept,
-    )
+    publisher = ModelPublisher.of(settings.streams, "pretrained", versions_kept=settings.trainer.versions_kept)
     try:
         numbered = replace(model, version=publisher.open() + 1)
         publisher.publish(*model_file.pack(numbered))

@@ -6,13 +6,13 @@ to trial, so that a value is as noisy as it would be live.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
 
-from headwater.demo import JOIN_OPTIONS
+from headwater.demo import JOIN_OPTIONS, START_MS, loop_settings, past_settings
 from headwater.settings import Settings
 from model_core import records
 from model_core.candidates import Catalogue
@@ -20,15 +20,13 @@ from model_core.engine import Effects, Engine
 from model_core.intake import Role, SourceRecord
 from model_core.records import Cause, Item, Recommendation, Transition
 from model_core.serving import ServingModel
-from producers.closed_loop import ClosedLoop, LoopSettings
+from producers.closed_loop import ClosedLoop
 from producers.feeds.feed import FeedRecord
 from producers.simulate import PopulationSettings, simulated_people
-from producers.warmup import WarmupSettings, warmup_feed
+from producers.warmup import warmup_feed
 
 __all__ = ["Simulation", "SimulationSettings", "Worth"]
 
-_START_MS: Final = 1_700_000_000_000
-_ROUND_MS: Final = 300_000
 _STEP_MS: Final = 10_000
 _BATCH: Final = 500
 _CAUSE: Final = Cause(topic="models", partition=0, offset=0)
@@ -143,19 +141,9 @@ class Simulation:
         """Click rate of the people under these settings; the number makes the draws."""
         settings = self._settings({**JOIN_OPTIONS, **parameters})
         site = self._past.copy(self._engine(settings, self._model, self._seed + number + 1))
-        loop = ClosedLoop(
-            self._people,
-            LoopSettings(
-                start_ms=_START_MS,
-                slate_size=settings.policy.slate_size,
-                rounds=self._size.rounds,
-                round_interval_ms=_ROUND_MS,
-                seen_items=settings.policy.seen_items,
-                arms=("headwater",),
-            ),
-        )
+        loop = ClosedLoop(self._people, replace(loop_settings(settings, self._size.rounds), arms=("headwater",)))
         _tell(loop, site.refresh())
-        now_ms = _START_MS
+        now_ms = START_MS
         while not loop.done:
             now_ms += _STEP_MS
             _tell(loop, site.take(loop.next_impressions(now_ms)))
@@ -172,11 +160,7 @@ class Simulation:
         from model_core.learner import Learner  # noqa: PLC0415 - torch, which the command's help does not need
 
         learner = Learner(settings.learner, settings.encoder, device="cpu", seed=self._seed)
-        join = settings.join
-        settling_ms = max(join.session_gap_ms, join.attribution_window_ms) + join.allowed_lateness_ms + 1
-        past = WarmupSettings(
-            end_ms=_START_MS - 2 * settling_ms, slate_size=settings.policy.slate_size, interval_ms=_ROUND_MS
-        )
+        past = past_settings(settings)
         people = self._people
         waiting: list[FeedRecord] = []
         for record in warmup_feed(people.users, people.items, people.history, past, seed=self._seed):
@@ -187,7 +171,7 @@ class Simulation:
                 _learn(learner.add, self._past.take(waiting))
                 waiting.clear()
         settled = [
-            FeedRecord(role, None, records.Heartbeat(heartbeat=True, event_time_ms=_START_MS), _START_MS)
+            FeedRecord(role, None, records.Heartbeat(heartbeat=True, event_time_ms=START_MS), START_MS)
             for role in ("impressions", "clicks")
         ]
         _learn(learner.add, self._past.take([*waiting, *settled]))

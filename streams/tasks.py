@@ -157,10 +157,11 @@ class TaskOwnership(Ownership):
         loop = asyncio.get_running_loop()
         metadata = self.app.consumer.metadata()
         topics = await loop.run_in_executor(self._work.commits, self._describe)
+        known = msgspec.json.encode(topics, order="sorted")
         await loop.run_in_executor(self._work.commits, self._standbys.pause)
         partitions = self._copartitioned(assigned)
         opening = [
-            loop.run_in_executor(self._work.commits, self._open_task, partition, topics, metadata, stopped)
+            loop.run_in_executor(self._work.commits, self._open_task, partition, known, metadata, stopped)
             for partition in partitions
         ]
         try:
@@ -176,7 +177,7 @@ class TaskOwnership(Ownership):
         structlog.get_logger().info("tasks-open", partitions=partitions, seconds=round(time.monotonic() - started, 3))
         self.serving.set()
         copies = {tp.partition for tp in self.app.assignor.assigned_standbys()}.difference(partitions)
-        open_copy = functools.partial(self._open_copy, topics=msgspec.json.encode(topics, order="sorted"))
+        open_copy = functools.partial(self._open_copy, topics=known)
         await loop.run_in_executor(self._work.commits, self._standbys.keep, copies, open_copy)
 
     def _copartitioned(self, assigned: set[TP]) -> list[int]:
@@ -199,7 +200,7 @@ class TaskOwnership(Ownership):
     def _open_task(
         self,
         partition: int,
-        topics: dict[str, TopicState],
+        known: bytes,
         metadata: bytes,
         stopped: Callable[[], bool],
     ) -> _Opened | None:
@@ -209,7 +210,6 @@ class TaskOwnership(Ownership):
         reader = Reader(settings, settings.group(ROLE))
         try:
             changelog = settings.topic(CHANGELOG)
-            known = msgspec.json.encode(topics, order="sorted")
             store = self._standbys.take(partition) or self._open_store(reader, partition, known)
             recovered = recover(reader, store, changelog, partition, stopped=stopped)
             if recovered is None:

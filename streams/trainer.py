@@ -17,16 +17,16 @@ from confluent_kafka import KafkaException
 
 from model_core.config import EncoderSettings, EvaluationSettings, LearnerSettings, StrategySettings
 from model_core.errors import HeadwaterError
-from streams.agents.train import ROLE, TrainOwnership, add_agent
+from streams.agents.train import TrainOwnership, add_agent
 from streams.app import BatchSchema, create_app, serve, wait_for_broker
-from streams.clients import BrokerRefusedError, confluent_config
+from streams.clients import BrokerRefusedError
 from streams.follower import Follower
 from streams.settings import StreamSettings
 from streams.topics import MODEL_VERSIONS, describe
 from streams.training.messages import Start
 from streams.training.metrics import TrainerMetrics
 from streams.training.process import CHILD
-from streams.training.publish import ModelPublisher
+from streams.training.publish import ROLE, ModelPublisher
 from streams.training.service import TrainerService
 from streams.training.settings import TrainerSettings
 from streams.training.sink import BrokerAway
@@ -128,7 +128,9 @@ class _Trainer:
             return await self._run(web)
 
     async def _run(self, web: WebServer | None) -> int:
-        publisher = await asyncio.to_thread(self._publisher)
+        publisher = await asyncio.to_thread(
+            ModelPublisher.of, self._settings, "models", versions_kept=self._trainer.versions_kept
+        )
         try:
             service = TrainerService(await self._start(publisher), publisher, self._metrics, command=self._command)
             checkpoint = await service.start()
@@ -139,20 +141,6 @@ class _Trainer:
                     await service.stop()
         finally:
             publisher.close()
-
-    def _publisher(self) -> ModelPublisher:
-        settings = self._settings
-        return ModelPublisher(
-            confluent_config(settings),
-            models_topic=settings.topic("models"),
-            evaluations_topic=settings.topic("evaluations"),
-            versions_topic=settings.topic(MODEL_VERSIONS),
-            source_topic=settings.topic("transitions"),
-            group=settings.group(ROLE),
-            transactional_id=f"{settings.group(ROLE)}-models",
-            transaction_timeout_ms=settings.transaction_timeout_ms,
-            versions_kept=self._trainer.versions_kept,
-        )
 
     async def _start(self, publisher: ModelPublisher) -> Start:
         settings, trainer = self._settings, self._trainer

@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -64,7 +65,30 @@ def jars(pom: Path = POM) -> Path:
     return wanted
 
 
-class KafkaBroker:
+class _Started(ABC):
+    """What is started on entering and closed on leaving, also where the start failed."""
+
+    @abstractmethod
+    def start(self) -> None: ...
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class KafkaBroker(_Started):
     """Broker and controller in one process, on free ports of the loopback interface.
 
     Its data lie in a temporary folder that goes with it; between `stop` and `start` they stay.
@@ -109,19 +133,6 @@ class KafkaBroker:
     def ca_file(self) -> Path:
         """The certificate, PEM, that clients of the second listener have to trust."""
         return self._folder / "ca.pem"
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def start(self) -> None:
         """Start, and wait until it answers; the first time, format the data folder.
@@ -203,7 +214,7 @@ class KafkaBroker:
             time.sleep(_POLL_S)
 
 
-class KafkaCluster:
+class KafkaCluster(_Started):
     """Several brokers, each a controller too: three replicas of everything, of which two have to be in step.
 
     Args:
@@ -229,19 +240,6 @@ class KafkaCluster:
             )
             for number in range(nodes)
         ]
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def start(self) -> None:
         """Start those that are not running, side by side: each needs the others to answer."""

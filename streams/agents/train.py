@@ -13,11 +13,11 @@ from streams.ownership import Ownership
 from streams.recovery import Reader
 from streams.settings import StreamSettings
 from streams.training.metrics import TrainerMetrics
+from streams.training.publish import ROLE
 from streams.training.service import TrainerService
 
-__all__ = ["ROLE", "TrainOwnership", "add_agent"]
+__all__ = ["TrainOwnership", "add_agent"]
 
-ROLE = "train"
 _log = structlog.get_logger(__name__)
 
 

@@ -17,10 +17,16 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 
 from model_core.errors import HeadwaterError
 from model_core.records import ModelManifest, encode
+from streams.clients import confluent_config
 from streams.failpoints import failpoint
+from streams.settings import StreamSettings
+from streams.topics import MODEL_VERSIONS
 from streams.training.sink import BrokerAway
 
-__all__ = ["ModelPublisher", "PublicationError", "published_parts"]
+__all__ = ["ROLE", "ModelPublisher", "PublicationError", "published_parts"]
+
+ROLE: Final = "train"
+"""Of the trainer: its group and its transactions are named after it."""
 
 _MODELS_PARTITION: Final = 0
 """The one partition of `models`, and of `evaluations`."""
@@ -83,6 +89,27 @@ class ModelPublisher:
         self._member = Consumer({**self._client, "group.id": group, "enable.auto.commit": False})
         self._parts: dict[str, dict[int, set[int]]] = {}
         self._in_transaction = False
+
+    @classmethod
+    def of(cls, settings: StreamSettings, transactions: str, *, versions_kept: int) -> "ModelPublisher":
+        """A publisher of a deployment.
+
+        Args:
+            settings: of the broker and the names.
+            transactions: what its transactional id ends in.
+            versions_kept: as above.
+        """
+        return cls(
+            confluent_config(settings),
+            models_topic=settings.topic("models"),
+            evaluations_topic=settings.topic("evaluations"),
+            versions_topic=settings.topic(MODEL_VERSIONS),
+            source_topic=settings.topic("transitions"),
+            group=settings.group(ROLE),
+            transactional_id=f"{settings.group(ROLE)}-{transactions}",
+            transaction_timeout_ms=settings.transaction_timeout_ms,
+            versions_kept=versions_kept,
+        )
 
     def open(self) -> int:
         """Fence older trainers and learn what is published; returns the newest version, 0 for none.

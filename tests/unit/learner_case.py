@@ -1,14 +1,18 @@
 """A small world for tests of the learner: shapes that train in milliseconds, and seeded transitions."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 import numpy as np
+import torch
 
 from model_core.config import EncoderSettings, LearnerSettings
+from model_core.encoder.network import Network
 from model_core.learner import Learner
 from model_core.records import HistoryEntry, Item, NextState, Transition, TransitionItem, TransitionState
+from model_core.serving import ServingModel
 
 ENCODER = EncoderSettings(
     dimension=12, item_coordinates=3, hidden=8, embedding=6, id_rows=64, token_rows=128, tokens_per_item=6
@@ -75,3 +79,13 @@ def learner(count: int = 0, seed: int = 3, settings: LearnerSettings = SETTINGS,
     for one in transitions(count):
         made.add(one)
     return made
+
+
+def both_forms(settings: EncoderSettings, *, draws: int, seed: int, deviation: float) -> tuple[Network, ServingModel]:
+    """One set of random weights, none of them 0, in torch and in numpy."""
+    torch.manual_seed(draws)
+    network = Network(settings, seed)
+    with torch.no_grad():
+        for table in network.tables.values():
+            table.normal_(0.0, deviation)
+    return network, replace(ServingModel.initial(settings), weights=network.weights())

@@ -12,19 +12,14 @@ from model_core.encoder.network import ItemBatch, Network
 from model_core.features.tokens import context_tokens, item_tokens, trait_tokens
 from model_core.records import Item
 from model_core.serving import ServingModel
-from tests.unit.learner_case import CATALOGUE, ENCODER
+from tests.unit.learner_case import CATALOGUE, ENCODER, both_forms
 
 ITEMS = [*CATALOGUE, Item(item_id="bare"), Item(item_id="wordy", text="a b c d e f g h i j k")]
 
 
 def both(encoder: EncoderSettings) -> tuple[Network, ServingModel]:
     """One set of random weights, in torch and in numpy."""
-    torch.manual_seed(2)
-    network = Network(encoder, 2)
-    with torch.no_grad():
-        for table in network.tables.values():
-            table.normal_(0.0, 0.4)
-    return network, replace(ServingModel.initial(encoder), weights=network.weights())
+    return both_forms(encoder, draws=2, seed=2, deviation=0.4)
 
 
 def batch(encoder: EncoderSettings) -> ItemBatch:

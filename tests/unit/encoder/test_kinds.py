@@ -1,6 +1,5 @@
 """Every kind of encoder, in torch, in numpy and in the engine."""
 
-from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -18,7 +17,7 @@ from model_core.learner import Learner
 from model_core.records import Click, Impression
 from model_core.serving import ServingModel
 from tests.unit.engine_case import JOIN, T0, Task, click, impression, items
-from tests.unit.learner_case import SETTINGS, transition
+from tests.unit.learner_case import SETTINGS, both_forms, transition
 
 KINDS = get_args(EncoderKind)
 TRANSFORMERS = [kind for kind in KINDS if kind.endswith("transformer")]
@@ -39,12 +38,7 @@ def encoder(kind: EncoderKind, **more: int) -> EncoderSettings:
 
 def both(settings: EncoderSettings) -> tuple[Network, ServingModel]:
     """One set of random weights, in torch and in numpy."""
-    torch.manual_seed(1)
-    network = Network(settings, 2)
-    with torch.no_grad():
-        for table in network.tables.values():
-            table.normal_(0.0, 0.4)
-    return network, replace(ServingModel.initial(settings), weights=network.weights())
+    return both_forms(settings, draws=1, seed=2, deviation=0.4)
 
 
 def histories() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

@@ -14,7 +14,7 @@ from model_core.features.fusion import item_groups
 from model_core.features.tokens import item_tokens
 from model_core.records import Item
 from model_core.serving import ServingModel
-from tests.unit.learner_case import ENCODER
+from tests.unit.learner_case import ENCODER, both_forms
 
 ITEMS = [
     Item(item_id="all", title="A film", categories=["c"], vectors={"image": [0.5, -1.0], "sound": [2.0]}),
@@ -32,12 +32,7 @@ def encoder(fusion: Fusion, **more: Any) -> EncoderSettings:
 
 def trained(settings: EncoderSettings) -> tuple[Network, ServingModel]:
     """One set of random weights, none of them 0, in torch and in numpy."""
-    torch.manual_seed(4)
-    network = Network(settings, 4)
-    with torch.no_grad():
-        for table in network.tables.values():
-            table.normal_(0.0, 0.5)
-    return network, replace(ServingModel.initial(settings), weights=network.weights())
+    return both_forms(settings, draws=4, seed=4, deviation=0.5)
 
 
 def torch_inputs(network: Network, items: list[Item]) -> torch.Tensor:
