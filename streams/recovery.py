@@ -5,24 +5,29 @@ event carries the position behind it, so that is what recovery waits for.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple, TypeVar
 
+import structlog
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from model_core.errors import InvariantError
+from model_core.errors import InvariantError, SettingsError
 from streams.assigned import Assigned
 from streams.failpoints import failpoint
+from streams.ports import OFFSETS
 from streams.settings import StreamSettings
 from streams.store import RocksStore
+from streams.task import decode_offsets
 
-__all__ = ["Reader", "Recovered", "changes_of", "recover"]
+__all__ = ["Reader", "Recovered", "catch_up", "changes_of", "recover"]
 
 _BATCH: Final = 5_000
 _TIMEOUT_S: Final = 30.0
 _POLL_S: Final = 0.5
 _STALL_S: Final = 60.0
 _AWAY_POLL_S: Final = 0.1
+_BEHIND_S: Final = 10.0
+_ASK_AGAIN_S: Final = 0.5
 _T = TypeVar("_T")
 
 _PASSING: Final = frozenset(
@@ -43,17 +48,19 @@ _PASSING: Final = frozenset(
 
 
 class Recovered(NamedTuple):
-    """What a recovery read: records, their bytes, the seconds it took."""
+    """What a recovery read: records, their bytes, the seconds it took; and the changelog's end as it was told."""
 
     records: int
     bytes: int
     seconds: float
+    end: int
 
 
 class Reader:
     """A consumer of the group that is assigned by hand: for changelogs and committed offsets."""
 
     def __init__(self, settings: StreamSettings, group: str) -> None:
+        self.group = group
         self._assigned = Assigned(settings, group)
         self.consumer = self._assigned.consumer
 
@@ -131,7 +138,55 @@ def recover(
                     f"{topic}-{partition}: the changelog gave nothing for {_STALL_S} s at {position} of {end}"
                 )
         reader.consumer.unassign()
-    return Recovered(records, size, time.monotonic() - started)
+    return Recovered(records, size, time.monotonic() - started, end)
+
+
+def catch_up(
+    reader: Reader,
+    store: RocksStore,
+    topic: str,
+    partition: int,
+    sources: Mapping[str, str],
+    *,
+    stopped: Callable[[], bool],
+    patience_s: float = _BEHIND_S,
+) -> tuple[Recovered, dict[str, int]] | None:
+    """Bring the store to where the group is: what was read, and where to go on, by role; None where `stopped`.
+
+    Each transaction has its offsets in the changelog and in the group. So a state behind the group's offsets lacks
+    records: the end was told too early, as it may be after a leader was lost, or the changelog is not the group's.
+
+    Args:
+        reader: of the group.
+        store: of the partition.
+        topic: of the changelog.
+        partition: its number, in all topics.
+        sources: roles of the topics that the group reads, by name.
+        stopped: whether to give up.
+        patience_s: how long the end may lag behind what was committed with it.
+
+    Raises:
+        SettingsError: the changelog has not what the group committed.
+    """
+    deadline = time.monotonic() + patience_s
+    while (recovered := recover(reader, store, topic, partition, stopped=stopped)) is not None:
+        committed = {sources[name]: at for name, at in reader.committed(sources, partition).items()}
+        kept = decode_offsets(store.meta(OFFSETS))
+        if all(at <= kept.get(role, 0) for role, at in committed.items()):
+            return recovered, {
+                role: kept.get(role, 0) or reader.begin(name, partition) for name, role in sources.items()
+            }
+        structlog.get_logger().warning(
+            "changelog-behind-group", partition=partition, committed=committed, kept=kept, **recovered._asdict()
+        )
+        if time.monotonic() > deadline:
+            raise SettingsError(
+                f"the group {reader.group} has committed the offsets {committed}, but {topic} holds no state for "
+                f"them, only for {kept}: bring the changelog back, set the group back to where that is, or name a new "
+                "group_prefix"
+            )
+        time.sleep(_ASK_AGAIN_S)
+    return None
 
 
 def changes_of(messages: Iterable[Any]) -> tuple[dict[bytes, bytes | None], int | None]:

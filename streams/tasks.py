@@ -23,13 +23,13 @@ from streams.erasure import Erasures
 from streams.failpoints import failpoint
 from streams.metrics import Metrics
 from streams.ownership import Ownership
-from streams.ports import OFFSETS, TOPICS, Engine, Landing, SourceRecord
-from streams.recovery import Reader, recover
+from streams.ports import TOPICS, Engine, Landing, SourceRecord
+from streams.recovery import Reader, catch_up
 from streams.runner import Feed, TaskRunner, Threads
 from streams.settings import StreamSettings
 from streams.standby import Standbys
 from streams.store import RocksStore
-from streams.task import Identity, StreamTask, decode_offsets
+from streams.task import Identity, StreamTask
 from streams.topics import CHANGELOG, SOURCES, TopicState, describe, last_trace_ms, partition_for
 from streams.transaction import PartitionTransactions
 
@@ -209,15 +209,15 @@ class TaskOwnership(Ownership):
         transactions.fence()
         reader = Reader(settings, settings.group(ROLE))
         try:
-            changelog = settings.topic(CHANGELOG)
             store = self._standbys.take(partition) or self._open_store(reader, partition, known)
-            recovered = recover(reader, store, changelog, partition, stopped=stopped)
-            if recovered is None:
+            sources = {settings.topic(role): role for role in SOURCES}
+            found = catch_up(reader, store, settings.topic(CHANGELOG), partition, sources, stopped=stopped)
+            if found is None:
                 transactions.close()
                 store.close()
                 return None
+            recovered, positions = found
             work.metrics.recovery_seconds.observe(recovered.seconds)
-            positions = self._positions(reader, store, partition)
         finally:
             reader.close()
         failpoint("recovered")
@@ -254,22 +254,6 @@ class TaskOwnership(Ownership):
             return self._open_store(reader, partition, topics)
         finally:
             reader.close()
-
-    def _positions(self, reader: Reader, store: RocksStore, partition: int) -> dict[str, int]:
-        """Where to go on, by role: what the group committed, or what the changelog says where that is further."""
-        settings = self._work.settings
-        names = {settings.topic(role): role for role in SOURCES}
-        committed = {names[name]: at for name, at in reader.committed(names, partition).items()}
-        kept = decode_offsets(store.meta(OFFSETS))
-        if committed and store.meta(TOPICS) is None:
-            raise SettingsError(
-                f"the group {settings.group(ROLE)} has committed offsets, but {settings.topic(CHANGELOG)} holds no "
-                "state for them: bring the changelog back, or name a new group_prefix"
-            )
-        return {
-            role: max(committed.get(role, 0), kept.get(role, 0)) or reader.begin(name, partition)
-            for name, role in names.items()
-        }
 
     async def _begin(self, opened: list[_Opened]) -> None:
         work, consumer = self._work, self.app.consumer
