@@ -2,13 +2,19 @@
 
 Keys: `u‖user` for records, `m‖name` for reserved ones, both as in the changelog; `s‖due_be64‖user` and
 `o‖due_be64‖user` for the index of what is due; `p` for the next changelog offset; `t` for when it was last written;
-`d` where users were deleted whose bytes may still be in its files.
+`d` where users were deleted whose bytes may still be in its files; `c‖place` for the chain of the
+latest writes.
 
 RocksDB checks its files when it opens them, and a block when it reads it. What turns out to be damaged is marked, so
-that the next start rebuilds it from the changelog instead of failing at the same place for ever.
+that the next start rebuilds it from the changelog instead of failing at the same place for ever. It does not miss a
+log that is gone whole, or cut between two records, where a later one is there: the chain does. Writes are numbered; a
+link has the first and the last number of some, and links are much smaller than logs, so that a log that is missing
+leaves two links that do not meet.
 """
 
 import heapq
+import itertools
+import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,10 +44,17 @@ _ORPHAN: Final = b"o"
 _POSITION: Final = b"p"
 _WRITTEN: Final = b"t"
 _DELETED: Final = b"d"
+_CHAIN: Final = b"c"
 _KINDS: Final = (_SETTLE, _ORPHAN)
 _NOTHING: Final[Due] = (None, None)
 _PREFIX_BYTES: Final = 9
 _WRITE_BUFFER_BYTES: Final = 16 << 20
+_LINKS: Final = 64
+"""Links kept, the latest: enough to reach behind the logs that RocksDB replays, with eight or more to each."""
+_LINK_BYTES: Final = _WRITE_BUFFER_BYTES // 8
+_ENTRY_BYTES: Final = 100
+"""What an entry of a write takes in RocksDB's buffer beside key and value, and more."""
+_LINK: Final = struct.Struct(">QQQ")
 _MANIFEST_BYTES: Final = 1
 """The manifest names first and last keys of files: begun anew with each change, it names no file that is gone."""
 _MARK: Final = "DAMAGED"
@@ -89,6 +102,8 @@ class RocksStore:
         with self._noticing():
             self._db = Rdict(str(path), options=_options(block_cache_bytes))
         self._deletions = int(self._get(_DELETED) is not None)
+        self._link, self._written = self._chained()
+        self._link_first, self._link_bytes = self._written, 0
         self._purged = 0
         self._writing = threading.Lock()
         self._purging = threading.Lock()
@@ -119,6 +134,20 @@ class RocksStore:
         if self._db is None:
             raise RuntimeError("the store is closed")
         return self._db
+
+    def _chained(self) -> tuple[int, int]:
+        """Numbers of the next link and of the next write, where no write before them is missing."""
+        with self._noticing():
+            kept = self._open.get([_CHAIN + bytes((place,)) for place in range(_LINKS)])
+            links = sorted(_LINK.unpack(link) for link in kept if link is not None)
+            if not links and self.position is None:
+                return 0, 0
+            whole = len(links) == _LINKS or (bool(links) and links[0][:2] == (0, 0))
+            meet = all((n + 1, last + 1) == after[:2] for (n, _, last), after in itertools.pairwise(links))
+            if not whole or not meet:
+                raise StateError(f"{_DAMAGE[0]} writes are missing between others")
+        number, _, last = links[-1]
+        return number + 1, last + 1
 
     @property
     def position(self) -> int | None:
@@ -201,13 +230,20 @@ class RocksStore:
         if position is not None:
             batch.put(_POSITION, position.to_bytes(8, "big"))
         batch.put(_WRITTEN, self._now_ms().to_bytes(8, "big"))
+        if self._link_bytes >= _LINK_BYTES:
+            self._link, self._link_first, self._link_bytes = self._link + 1, self._written, 0
+        place = _CHAIN + bytes((self._link % _LINKS,))
+        batch.put(place, _LINK.pack(self._link, self._link_first, self._written))
         deletes = any(value is None and key.startswith(USER) for key, value in changes)
         if deletes:
             batch.put(_DELETED, b"")
+        size = batch.size_in_bytes() + _ENTRY_BYTES * batch.len()
         failpoint("store-write")
         with self._writing, self._noticing():
             self._open.write(batch)
             self._deletions += deletes
+            self._written += 1
+            self._link_bytes += size
 
     def _move(self, batch: WriteBatch, user: bytes, old: Due, new: Due) -> None:
         for kind, before, after in zip(_KINDS, old, new, strict=True):
@@ -273,6 +309,8 @@ class RocksStore:
         before = self._deletions
         options = CompactOptions()
         options.set_bottommost_level_compaction(BottommostLevelCompaction.force_optimized())
+        with self._writing:
+            self._link_bytes = _LINK_BYTES  # A log begins here, and so does a link.
         self._open.flush()
         self._open.compact_range(None, None, options)
         if self._closing.is_set():

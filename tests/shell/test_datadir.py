@@ -116,6 +116,31 @@ def test_whatever_happens_to_a_file_of_the_store_the_changelog_wins(
         assert [path.name for path in store.parent.iterdir()] == ["0"]
 
 
+def test_a_log_that_is_missing_between_others_is_found_out(tmp_path: Path) -> None:
+    """RocksDB takes a later log without the one before it as it is: users would be older than the store says."""
+    first, second, third = LOG[:20], LOG[20:40], LOG[40:60]
+    live, store = tmp_path / "live", tmp_path / "role" / "0"
+
+    def write(stretch: list[Logged]) -> None:
+        opened = RocksStore(live, block_cache_bytes=1 << 20, now_ms=lambda: NOW_MS)
+        for logged in stretch:
+            opened.restore(logged.changes, logged.end)
+        if stretch is second:
+            shutil.copytree(live, store)  # Its log has the second stretch, and is to be lost.
+        if stretch is third:
+            for log in store.glob("*.log"):
+                log.unlink()
+            for log in live.glob("*.log"):
+                shutil.copy(log, store)
+        opened.close()
+
+    for stretch in (first, second, third):
+        write(stretch)
+    with pytest.raises(StoreDamagedError, match="writes are missing"):
+        RocksStore(store, block_cache_bytes=1 << 20, now_ms=lambda: NOW_MS)
+    assert bring_to_the_end(tmp_path) == WANTED
+
+
 def test_a_scan_that_meets_damage_says_so(tmp_path: Path, template: Path) -> None:
     """RocksDB's iterator just ends at a damaged block; whoever is due behind it must not be forgotten."""
     shutil.copytree(template, tmp_path / "store")

@@ -151,7 +151,7 @@ def test_a_purged_store_has_no_byte_of_an_erased_user(tmp_path: Path) -> None:
     assert files_with(tmp_path, PERSON) == []
     assert len(list(store.users())) == 200
     store.close()
-    ours = (b"p", b"t", b"d", "and that d is gone")
+    ours = (b"p", b"t", b"d", "and that d is gone", b"c0", b"c1", "c2, of the writes after two purges")
     assert entries_and_deletions(tmp_path) == (200 + len(ours), 1)
 
 
