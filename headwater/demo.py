@@ -38,11 +38,23 @@ from producers.simulate import simulated_people
 from producers.warmup import WarmupSettings, warmup_feed
 from streams.topics import declare
 
-__all__ = ["JOIN_OPTIONS", "START_MS", "Demo", "DemoOptions", "DemoSummary", "Status", "loop_settings", "past_settings"]
+__all__ = [
+    "JOIN_OPTIONS",
+    "ROUND_MS",
+    "START_MS",
+    "TRAINER_OPTIONS",
+    "Demo",
+    "DemoOptions",
+    "DemoSummary",
+    "Status",
+    "loop_settings",
+    "past_settings",
+]
 
 START_MS: Final = 1_700_000_000_000
 """Event time of the first round, in November 2023: any past time would do."""
-_ROUND_MS: Final = 300_000
+ROUND_MS: Final = 300_000
+"""Event time between two slates of a person."""
 _ROUND_S: Final = 6.0
 """A round of everybody takes this long at least, so event time runs fifty times as fast as the clock."""
 _GAP_MS: Final = 400_000
@@ -84,7 +96,7 @@ def loop_settings(settings: Settings, rounds: int) -> LoopSettings:
         start_ms=START_MS,
         slate_size=settings.policy.slate_size,
         rounds=rounds,
-        round_interval_ms=_ROUND_MS,
+        round_interval_ms=ROUND_MS,
         seen_items=settings.policy.seen_items,
     )
 
@@ -94,7 +106,7 @@ def past_settings(settings: Settings) -> WarmupSettings:
     join = settings.join
     settling_ms = max(join.session_gap_ms, join.attribution_window_ms) + join.allowed_lateness_ms + 1
     return WarmupSettings(
-        end_ms=START_MS - 2 * settling_ms, slate_size=settings.policy.slate_size, interval_ms=_ROUND_MS
+        end_ms=START_MS - 2 * settling_ms, slate_size=settings.policy.slate_size, interval_ms=ROUND_MS
     )
 
 
@@ -337,7 +349,7 @@ class Demo:
         self._latencies_ms.clear()
         while time.monotonic() < end_s and not loop.done:
             elapsed_s = time.monotonic() - began_s
-            for record in loop.next_impressions(START_MS + int(elapsed_s / _ROUND_S * _ROUND_MS)):
+            for record in loop.next_impressions(START_MS + int(elapsed_s / _ROUND_S * ROUND_MS)):
                 publisher.send(record)
                 self._published(record)
             self._read(reader, _STEP_S)

@@ -1,18 +1,22 @@
-"""A site in memory: the simulator's people, the workers' engine and a model, to see in seconds what settings bring.
+"""A site in memory: people, the workers' engine and a learner, to see in seconds or minutes what settings bring.
 
-The past is taken in once and a model is trained on it once; each trial begins there, with states, clock and catalogue
-as they were, and runs the closed loop of the demo for some rounds under its own settings. Only draws differ from trial
-to trial, so that a value is as noisy as it would be live.
+`Simulation` tells what policies are worth under one model: the past is taken in once and a model is trained on it once;
+each trial begins there, with states, clock and catalogue as they were, and runs the closed loop of the demo for some
+rounds under its own settings. Only draws differ from trial to trial, so that a value is as noisy as it would be live.
+
+`lived` is the demo itself without broker, processes and clock: the learner goes on learning while the people go round,
+at the pace of the live trainer, and everybody gets a slate of each new model. The same seed gives the same report.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
 
-from headwater.demo import JOIN_OPTIONS, START_MS, loop_settings, past_settings
+from headwater.demo import JOIN_OPTIONS, ROUND_MS, START_MS, loop_settings, past_settings
 from headwater.settings import Settings
 from model_core import records
 from model_core.candidates import Catalogue
@@ -22,10 +26,16 @@ from model_core.records import Cause, Item, Recommendation, Transition
 from model_core.serving import ServingModel
 from producers.closed_loop import ClosedLoop
 from producers.feeds.feed import FeedRecord
+from producers.people import People
+from producers.scoring import Report, score
 from producers.simulate import PopulationSettings, simulated_people
 from producers.warmup import warmup_feed
+from streams.training.schedule import Schedule, ScheduleState
 
-__all__ = ["Simulation", "SimulationSettings", "Worth"]
+if TYPE_CHECKING:
+    from model_core.learner import Learner
+
+__all__ = ["Simulation", "SimulationSettings", "Worth", "lived"]
 
 _STEP_MS: Final = 10_000
 _BATCH: Final = 500
@@ -114,6 +124,50 @@ class _Site:
         return effects
 
 
+def lived(settings: Settings, people: People, *, rounds: int, seed: int) -> Report:
+    """What the demo reports under these settings, which have its windows.
+
+    Args:
+        settings: of join, learner, trainer and policy.
+        people: who click.
+        rounds: slates of each person.
+        seed: of past, learner and draws.
+    """
+    site = _Site(Engine(settings.engine, _catalogue(people), ServingModel.initial(settings.encoder), seed=seed))
+    learner = _learner(settings, seed)
+    schedule = Schedule(settings.trainer, settings.learner.batch_size, ScheduleState())
+
+    def learn(effects: Effects) -> None:
+        for transition in _transitions(effects):
+            learner.add(transition)
+            if not transition.settled:
+                continue
+            schedule.consume()
+            while schedule.round_due():
+                schedule.trained(learned=bool(learner.train(settings.trainer.steps_per_round)))
+
+    loop = ClosedLoop(people, loop_settings(settings, rounds))
+    for records_ in _past(people, settings, seed):
+        for record in records_:
+            loop.observe_warmup(record)
+            if isinstance(record.record, Item):
+                learner.set_item(record.record)
+        learn(site.take(records_))
+    now_ms = published_ms = START_MS
+    site.engine.model = learner.publish()
+    _tell(loop, site.refresh())
+    while not loop.done:
+        now_ms += _STEP_MS
+        effects = site.take(loop.next_impressions(now_ms))
+        _tell(loop, effects)
+        learn(effects)
+        if now_ms - published_ms >= ROUND_MS:
+            published_ms = now_ms
+            site.engine.model = learner.publish()
+            _tell(loop, site.refresh())
+    return score(loop)
+
+
 class Simulation:
     """Tells what settings are worth.
 
@@ -131,9 +185,7 @@ class Simulation:
         self._seed = seed
         self._people = simulated_people(seed=seed, population=PopulationSettings(users=size.users, items=size.items))
         past = settings(JOIN_OPTIONS)
-        self._catalogue = Catalogue()
-        for item in self._people.items:
-            self._catalogue.set(item)
+        self._catalogue = _catalogue(self._people)
         self._past = _Site(self._engine(past, ServingModel.initial(past.encoder), seed))
         self._model = self._trained(past)
 
@@ -157,26 +209,40 @@ class Simulation:
 
     def _trained(self, settings: Settings) -> ServingModel:
         """A model of the past, which the site takes in."""
-        from model_core.learner import Learner  # noqa: PLC0415 - torch, which the command's help does not need
-
-        learner = Learner(settings.learner, settings.encoder, device="cpu", seed=self._seed)
-        past = past_settings(settings)
-        people = self._people
-        waiting: list[FeedRecord] = []
-        for record in warmup_feed(people.users, people.items, people.history, past, seed=self._seed):
-            if isinstance(record.record, Item):
-                learner.set_item(record.record)
-            waiting.append(record)
-            if len(waiting) >= _BATCH:
-                _learn(learner.add, self._past.take(waiting))
-                waiting.clear()
-        settled = [
-            FeedRecord(role, None, records.Heartbeat(heartbeat=True, event_time_ms=START_MS), START_MS)
-            for role in ("impressions", "clicks")
-        ]
-        _learn(learner.add, self._past.take([*waiting, *settled]))
+        learner = _learner(settings, self._seed)
+        for happened in _past(self._people, settings, self._seed):
+            for record in happened:
+                if isinstance(record.record, Item):
+                    learner.set_item(record.record)
+            for transition in _transitions(self._past.take(happened)):
+                learner.add(transition)
         learner.train(self._size.training_steps)
         return learner.publish()
+
+
+def _learner(settings: Settings, seed: int) -> "Learner":
+    from model_core.learner import Learner  # noqa: PLC0415 - torch, which the command's help does not need
+
+    return Learner(settings.learner, settings.encoder, device="cpu", seed=seed)
+
+
+def _catalogue(people: People) -> Catalogue:
+    made = Catalogue()
+    for item in people.items:
+        made.set(item)
+    return made
+
+
+def _past(people: People, settings: Settings, seed: int) -> Iterator[list[FeedRecord]]:
+    """The warm-up in batches, and at its end what settles it all."""
+    feed = warmup_feed(people.users, people.items, people.history, past_settings(settings), seed=seed)
+    settled = [
+        FeedRecord(role, None, records.Heartbeat(heartbeat=True, event_time_ms=START_MS), START_MS)
+        for role in ("impressions", "clicks")
+    ]
+    everything = itertools.chain(feed, settled)
+    while batch := list(itertools.islice(everything, _BATCH)):
+        yield batch
 
 
 def _tell(loop: ClosedLoop, effects: Effects) -> None:
@@ -185,7 +251,7 @@ def _tell(loop: ClosedLoop, effects: Effects) -> None:
             loop.on_recommendation(msgspec.json.decode(output.value, type=Recommendation))
 
 
-def _learn(add: Callable[[Transition], None], effects: Effects) -> None:
+def _transitions(effects: Effects) -> Iterator[Transition]:
     for output in effects.outputs:
         if output.role == "transitions" and output.value is not None:
-            add(records.decode_as(Transition, output.value))
+            yield records.decode_as(Transition, output.value)
