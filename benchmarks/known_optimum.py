@@ -1,6 +1,6 @@
 """Every learner against problems whose optimum is known exactly, through its own `Transition` records and models.
 
-    python -m benchmarks.known_optimum [--quick] [--seed N] [--json] [--keep]
+    python -m benchmarks.known_optimum [--quick] [--seed N] [--json] [--keep] [--part LEARNER]
 
 (a) One step: four groups of people, ten items, slates of two, logged by a known soft policy. (b) Three steps: one of
 the two items shown is consumed, and what was consumed last decides what the next ones are worth, so that the best first
@@ -13,11 +13,10 @@ PPO learn both from their own transitions, never more than one version behind.
 """
 
 import argparse
-import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import permutations
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -61,12 +60,44 @@ COMMON: Final[dict[str, Any]] = {
     "weight_cap": 100.0,
 }
 VALUE_LEARNERS: Final = ("q-learning", "double-q-learning", "sarsa")
-FROM_LOG: Final[dict[str, dict[str, Any]]] = {"reinforce": {"learning_rate": 1e-2}}
-OWN: Final[dict[str, dict[str, Any]]] = {
-    "a2c": {"temperature": 0.5, "learning_rate": 2e-3, "prior_iterations": 1, "entropy_weight": 0.03},
-    "ppo": {"learning_rate": 5e-3, "prior_iterations": 1, "entropy_weight": 0.01},
+FROM_LOG: Final[dict[str, dict[str, Any]]] = {
+    "reinforce": {"learning_rate": 1e-2, "learning_rate_half_life": 300, "entropy_weight": 0.03}
 }
-"""What A2C and PPO learn by from their own transitions; a softer policy takes smaller steps."""
+
+
+class Own(NamedTuple):
+    """How a policy learner learns from its own transitions.
+
+    Attributes:
+        settings: beside the common ones.
+        rounds: of a model and transitions of its own.
+        episodes: logged in each round.
+        steps: of training in each.
+    """
+
+    settings: dict[str, Any]
+    rounds: int
+    episodes: int
+    steps: int
+
+
+OWN: Final = {
+    "a2c": Own(
+        {
+            "temperature": 0.5,
+            "learning_rate": 1e-3,
+            "value_rate": 10.0,
+            "prior_iterations": 1,
+            "entropy_weight": 0.05,
+            "batch_size": 400,
+        },
+        500,
+        200,
+        2,
+    ),
+    "ppo": Own({"learning_rate": 5e-3, "prior_iterations": 1, "entropy_weight": 0.01, "batch_size": 256}, 60, 500, 12),
+}
+"""PPO's clip says how far a round may go; A2C has nothing but small steps, of transitions that are used about twice."""
 
 
 class Size(NamedTuple):
@@ -76,22 +107,20 @@ class Size(NamedTuple):
         episodes: of a fixed log.
         value_steps: of training on it, for value learners.
         policy_steps: the same for policy learners.
-        rounds: of own transitions.
-        own_episodes: logged in each round.
-        own_steps: of training in each round.
+        own_share: of the rounds of own transitions.
     """
 
     episodes: int
     value_steps: int
     policy_steps: int
-    rounds: int
-    own_episodes: int
-    own_steps: int
+    own_share: float
 
 
-FULL: Final = Size(8_000, 400, 1_000, 60, 500, 12)
-QUICK: Final = Size(3_000, 300, 500, 20, 500, 12)
+FULL: Final = Size(8_000, 400, 600, 1.0)
+QUICK: Final = Size(3_000, 300, 400, 1 / 3)
 SARSA_ROUNDS: Final = 6
+SARSA_Q: Final[dict[str, Any]] = {"learning_rate": 1e-2, "learning_rate_half_life": 400, "published": "average"}
+"""What SARSA learns the behaviour's Q by, exactly rather than soon: steps that grow short, and averaged weights."""
 
 
 class Problem(NamedTuple):
@@ -362,15 +391,15 @@ def from_log(algorithm: str, problem: Problem, seed: int, size: Size, **more: An
 
 def from_own(algorithm: str, problem: Problem, seed: int, size: Size) -> Learner:
     """A policy learner after rounds of its own transitions; the buffer holds those of the last two versions."""
-    made = learner(
-        algorithm, problem, seed, batch_size=256, buffer_size=2 * size.own_episodes * problem.steps, **OWN[algorithm]
-    )
+    own = OWN[algorithm]
+    buffer_size = 2 * own.episodes * problem.steps
+    made = learner(algorithm, problem, seed, buffer_size=buffer_size, **own.settings)
     rng = np.random.default_rng(seed)
     policy = logging(problem, seed)
-    for number in range(size.rounds):
-        for transition in episodes(problem, policy, size.own_episodes, rng, f"round-{number}"):
+    for number in range(round(size.own_share * own.rounds)):
+        for transition in episodes(problem, policy, own.episodes, rng, f"round-{number}"):
             made.add(transition)
-        made.train(size.own_steps)
+        made.train(own.steps)
         policy = served(made, problem, soft=True)
     return made
 
@@ -396,67 +425,67 @@ def _softly(found: dict[State, Floats]) -> Chooser:
 
 def sarsa_error(problem: Problem, seed: int, size: Size) -> float:
     """Root mean squared error of SARSA's Q of the behaviour, over Q's root mean square; all states alike."""
-    made = from_log("sarsa", problem, seed, size, future_credit="slate")
+    longer = size._replace(value_steps=4 * size.value_steps)
+    made = from_log("sarsa", problem, seed, longer, future_credit="slate", **SARSA_Q)
     exact, found = q_of_items(problem, logging(problem, seed)), scores(made.publish(), problem)
     layers = [state for state in problem.states() if len(state) <= problem.steps]
     wrong = np.concatenate([(found[state] - exact[state]) for state in layers])
     return float(np.sqrt(np.mean(wrong**2) / np.mean(np.concatenate([exact[state] for state in layers]) ** 2)))
 
 
-def run(seed: int, size: Size, say: Callable[[str], None]) -> dict[str, float]:
-    """Every figure of one seed."""
+def problems(seed: int) -> dict[str, float]:
+    """What the problems and their logs are like."""
     a, b = one_step(seed), three_steps(seed)
-    found = {
+    return {
         "logged_one_step": share(a, logging(a, seed)),
         "logged_three_steps": share(b, logging(b, seed)),
         "myopic_three_steps": share(b, lambda state: greedy(b.rewards(state))),
         "overlap_one_step": overlap(a, logging(a, seed)),
         "overlap_three_steps": overlap(b, logging(b, seed)),
     }
-    for algorithm in ("q-learning", "sarsa", "reinforce"):
-        policy = served(from_log(algorithm, a, seed, size), a, soft=algorithm == "reinforce")
-        found[f"{algorithm}_one_step"] = share(a, policy)
-        say(f"seed {seed}: {algorithm}, one step {found[f'{algorithm}_one_step']:.4f}")
-    for algorithm in ("q-learning", "reinforce"):
-        policy = served(from_log(algorithm, b, seed, size), b, soft=algorithm == "reinforce")
-        found[f"{algorithm}_three_steps"] = share(b, policy)
-        say(f"seed {seed}: {algorithm}, three steps {found[f'{algorithm}_three_steps']:.4f}")
-    found["sarsa_three_steps"] = sarsa_rounds(b, seed, size)
-    found["sarsa_q_error"] = sarsa_error(b, seed, size)
-    say(f"seed {seed}: sarsa, three steps {found['sarsa_three_steps']:.4f}, error of Q {found['sarsa_q_error']:.4f}")
-    for algorithm in ("a2c", "ppo"):
-        for label, problem in (("one_step", a), ("three_steps", b)):
-            found[f"{algorithm}_{label}"] = share(
-                problem, served(from_own(algorithm, problem, seed, size), problem, soft=True)
-            )
-        policy = served(from_log(algorithm, b, seed, size), b, soft=True)
-        found[f"{algorithm}_three_steps_fixed_log"] = share(b, policy)
-        say(
-            f"seed {seed}: {algorithm}, one step {found[f'{algorithm}_one_step']:.4f}, three steps "
-            f"{found[f'{algorithm}_three_steps']:.4f}, from the log {found[f'{algorithm}_three_steps_fixed_log']:.4f}"
-        )
-    return {key.replace("-", "_"): value for key, value in found.items()}
 
 
-def figures(runs: list[dict[str, float]]) -> Iterator[Figure]:
-    """One figure for each learner, the worse of its two problems; then everything it is made of."""
-    for algorithm in ("q_learning", "sarsa", "reinforce", "a2c", "ppo"):
-        worse = [min(run[f"{algorithm}_one_step"], run[f"{algorithm}_three_steps"]) for run in runs]
-        yield mean(algorithm, worse, target=TARGET, peer="exact optimum")
-    for key in runs[0]:
-        each = [run[key] for run in runs]
-        yield mean(key, each, target=0.02, sense="<=") if key == "sarsa_q_error" else mean(key, each)
+def learned(algorithm: str, seed: int, size: Size) -> dict[str, float]:
+    """Every figure of a learner and a seed; its own figure is the worse of the two problems."""
+    a, b = one_step(seed), three_steps(seed)
+
+    def logged(problem: Problem) -> float:
+        made = from_log(algorithm, problem, seed, size)
+        return share(problem, served(made, problem, soft=algorithm not in VALUE_LEARNERS))
+
+    def own(problem: Problem) -> float:
+        return share(problem, served(from_own(algorithm, problem, seed, size), problem, soft=True))
+
+    found: dict[str, float] = {}
+    if algorithm == "sarsa":
+        shares = logged(a), sarsa_rounds(b, seed, size)
+        found["sarsa_q_error"] = sarsa_error(b, seed, size)
+    elif algorithm in OWN:
+        shares = own(a), own(b)
+        found[f"{algorithm}_three_steps_fixed_log"] = logged(b)
+    else:
+        shares = logged(a), logged(b)
+    name = algorithm.replace("-", "_")
+    return {name: min(shares), f"{name}_one_step": shares[0], f"{name}_three_steps": shares[1], **found}
 
 
 def measure(options: argparse.Namespace) -> Iterator[Figure]:
-    """Every figure, of one seed or three."""
+    """Every figure that is asked for, of one seed or three."""
     import torch  # noqa: PLC0415 - one thread, set before anything is computed
 
     torch.set_num_threads(1)
     size, seeds = (QUICK, 1) if options.quick else (FULL, 3)
-    say = functools.partial(print, file=sys.stderr, flush=True)
-    return figures([run(options.seed + number, size, say) for number in range(seeds)])
+    for part in options.part:
+        runs = []
+        for seed in range(options.seed, options.seed + seeds):
+            runs.append(problems(seed) if part == "problems" else learned(part, seed, size))
+            said = ", ".join(f"{key} {value:.4f}" for key, value in runs[-1].items())
+            print(f"seed {seed}: {said}", file=sys.stderr, flush=True)
+        for key in runs[0]:
+            target = {part.replace("-", "_"): TARGET, "sarsa_q_error": 1 - TARGET}.get(key)
+            sense: Literal["<=", ">="] = "<=" if key == "sarsa_q_error" else ">="
+            yield mean(key, [run[key] for run in runs], target=target, sense=sense, peer="exact")
 
 
 if __name__ == "__main__":
-    main("known_optimum", __doc__, measure)
+    main("known_optimum", __doc__, measure, parts=("q-learning", "sarsa", "reinforce", "a2c", "ppo", "problems"))

@@ -1,6 +1,6 @@
 """Long-term value: every learner in RecSim's interest evolution, through its own `Transition` records and models.
 
-    python -m benchmarks.recsim [--quick] [--seed N] [--json] [--keep]
+    python -m benchmarks.recsim [--quick] [--seed N] [--json] [--keep] [--part FIGURE]
 
 Transitions are logged in a vectorised copy of the environment, and the model with the best return on sessions of
 validation there is the one that counts; it is judged on fresh sessions of RecSim's own (`headwater[bench]`).
@@ -8,7 +8,8 @@ validation there is the one that counts; it is judged on fresh sessions of RecSi
 `slateq_published` is SlateQ in its published form, on interests alone. The value learners learn from random slates:
 SlateQ's decomposition with Q(s, ⊥) and the sums that a recommender keeps of what was watched. REINFORCE, A2C and PPO
 learn from their own transitions, two rounds of them at a time. Value learners serve the best slate, policy learners
-the items of the highest scores.
+the items of the highest scores. Beside each figure that is learned stand its learning curve (`…_curve`: minutes in the
+copy after each round, mean over the seeds) and the processor's seconds of its learning and validation (`…_seconds`).
 """
 
 import argparse
@@ -78,6 +79,11 @@ FIGURES: Final = {
     "ppo": Learned({**OWN, "algorithm": "ppo"}, 190.0, 10),
 }
 """Those that are learned."""
+FIXED: Final[dict[str, tuple[Policy, float]]] = {
+    "random": (world.random_slates, 160.0),
+    "planner": (world.planned, 279.5),
+}
+"""Those that are not, and what they are to return."""
 
 
 class Size(NamedTuple):
@@ -194,15 +200,29 @@ def rounds(made: Learner, count: int, size: Size, seed: int, observed: int) -> I
         yield model
 
 
+class Judged(NamedTuple):
+    """A figure of one seed.
+
+    Attributes:
+        minutes: a session, fresh ones of RecSim's own.
+        curve: minutes in sessions of the copy after each round; of what is learned.
+        seconds: of the processor that learning and validation took.
+    """
+
+    minutes: float
+    curve: list[float]
+    seconds: float
+
+
 def learned(figure: str, seed: int, size: Size, say: Callable[[str], None]) -> tuple[ServingModel, list[float]]:
     """The model with the best validation, and the learning curve: minutes in sessions of the copy."""
-    began_s, how = time.monotonic(), FIGURES[figure]
+    how = FIGURES[figure]
     value = "slate_value" in how.settings
     buffer_size = _LOGGED if value else 2 * _PEOPLE * size.own_sessions * _STEPS
     made = learner(how.settings, how.observed, seed, buffer_size)
     models = list(rounds(made, min(how.rounds, size.rounds), size, seed, how.observed))
     curve = [_validated(model, seed, size) for model in models]
-    say(f"seed {seed}: {figure}, {time.monotonic() - began_s:.0f} s: " + " ".join(f"{point:.0f}" for point in curve))
+    say(f"seed {seed}: {figure} " + " ".join(f"{point:.0f}" for point in curve))
     return models[int(np.argmax(curve))], curve
 
 
@@ -218,33 +238,42 @@ def judged(policy: Policy, seed: int, size: Size) -> float:
     return float(world.play(people, policy, size.judged // people.count, seed).mean())
 
 
-def run(seed: int, size: Size, say: Callable[[str], None]) -> dict[str, float]:
-    """Every figure of one seed."""
-    found = {"random": judged(world.random_slates, seed, size), "planner": judged(world.planned, seed, size)}
-    for figure in FIGURES:
-        model, _ = learned(figure, seed, size, say)
-        found[figure] = judged(served(model), seed, size)
-    say(f"seed {seed}: " + ", ".join(f"{figure} {value:.1f}" for figure, value in found.items()))
+def run(figure: str, seed: int, size: Size, say: Callable[[str], None]) -> Judged:
+    """A figure of one seed."""
+    began_s, curve = time.process_time(), list[float]()
+    if figure in FIXED:
+        policy = FIXED[figure][0]
+    else:
+        model, curve = learned(figure, seed, size, say)
+        policy = served(model)
+    seconds = time.process_time() - began_s
+    found = Judged(judged(policy, seed, size), curve, seconds)
+    say(f"seed {seed}: {figure} {found.minutes:.1f} in {seconds:.0f} s")
     return found
 
 
-def figures(runs: list[dict[str, float]]) -> Iterator[Figure]:
-    """The mean of each over the seeds."""
-    for figure in runs[0]:
-        target = {"random": 160.0, "planner": 279.5}.get(figure) or FIGURES[figure].target
-        sense: Any = "=" if figure in ("random", "planner", "slateq_published") else ">="
-        yield mean(figure, [run[figure] for run in runs], target=target, sense=sense, peer="RecSim, minutes a session")
+def figures(figure: str, runs: list[Judged]) -> Iterator[Figure]:
+    """The mean over the seeds; of what is learned the curve and the seconds too."""
+    target = FIXED[figure][1] if figure in FIXED else FIGURES[figure].target
+    sense: Any = "=" if figure in (*FIXED, "slateq_published") else ">="
+    each = [run.minutes for run in runs]
+    yield mean(figure, each, target=target, sense=sense, peer="RecSim, minutes a session")
+    if figure in FIGURES:
+        curve = tuple(np.mean([run.curve for run in runs], axis=0).tolist())
+        yield Figure(f"{figure}_curve", max(curve), peer="copy, each round", runs=len(runs), values=curve)
+        yield mean(f"{figure}_seconds", [run.seconds for run in runs])
 
 
 def measure(options: argparse.Namespace) -> Iterator[Figure]:
-    """Every figure."""
+    """Every figure that is asked for."""
     import torch  # noqa: PLC0415 - one thread, set before anything is computed
 
     torch.set_num_threads(1)
     size = QUICK if options.quick else FULL
     say = functools.partial(print, file=sys.stderr, flush=True)
-    return figures([run(options.seed + number, size, say) for number in range(size.seeds)])
+    for figure in options.part:
+        yield from figures(figure, [run(figure, options.seed + number, size, say) for number in range(size.seeds)])
 
 
 if __name__ == "__main__":
-    main("recsim", __doc__, measure)
+    main("recsim", __doc__, measure, parts=(*FIXED, *FIGURES))

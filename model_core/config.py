@@ -450,6 +450,8 @@ class LearnerSettings:
         discount_unit_ms: γ^(elapsed_ms / discount_unit_ms).
         learning_rate: of Adam.
         learning_rate_half_life: training steps after which it is half, and so on; 0 for one that stays.
+        value_rate: learning rate of the value head in units of `learning_rate`. It has to follow a policy that moves: a
+            baseline that is wrong for some states praises, or blames, whatever was shown there.
         weight_decay: of Adam, decoupled.
         batch_size: transitions a step.
         buffer_size: transitions kept for replay.
@@ -495,6 +497,7 @@ class LearnerSettings:
     discount_unit_ms: int = 30 * _MINUTE_MS
     learning_rate: float = 6e-3
     learning_rate_half_life: int = 0
+    value_rate: float = 1.0
     weight_decay: float = 0.4
     batch_size: int = 128
     buffer_size: int = 100_000
@@ -534,7 +537,7 @@ class LearnerSettings:
         for key in ("algorithm", "future_credit", "meta", "meta_loss", "slate_value", "slate_search", "published"):
             choices = get_args(hints[key])
             _expect(getattr(self, key) in choices, f"learner.{key}", getattr(self, key), " or ".join(choices))
-        for key in ("temperature", "weight_cap", "clip_range", "meta_rate", "popularity_half_life"):
+        for key in ("value_rate", "temperature", "weight_cap", "clip_range", "meta_rate", "popularity_half_life"):
             _expect(getattr(self, key) > 0, f"learner.{key}", getattr(self, key), "more than 0")
         for key in ("entropy_weight", "choice_weight", "learning_rate_half_life", "weight_decay", "next_item_weight"):
             _expect(getattr(self, key) >= 0, f"learner.{key}", getattr(self, key), "0 or more")

@@ -13,6 +13,7 @@ and the seed: a restored learner goes on bit for bit (on the CPU).
 """
 
 import copy
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -155,9 +156,7 @@ class Learner:
         self._online = Network(encoder, seed).to(self.device)
         self._first: Network | None = None
         self._target = Network(encoder, seed).to(self.device).requires_grad_(requires_grad=False)
-        self._optimizer = torch.optim.AdamW(
-            self._online.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        self._optimizer = torch.optim.AdamW(_rated(self._online, settings), weight_decay=settings.weight_decay)
         self._enrich = enrich
         self._items: dict[str, Item] = {}
         self._row: dict[str, int] = {}
@@ -281,8 +280,8 @@ class Learner:
             next_item_loss = self._next_item_loss(batch, states, items, vectors)
             loss = rl_loss + self.settings.next_item_weight * next_item_loss + value_loss
         if self.settings.learning_rate_half_life:
-            for group in self._optimizer.param_groups:
-                group["lr"] = self.settings.learning_rate * 0.5 ** (self.steps / self.settings.learning_rate_half_life)
+            for group, rated in zip(self._optimizer.param_groups, _rated(self._online, self.settings), strict=True):
+                group["lr"] = rated["lr"] * 0.5 ** (self.steps / self.settings.learning_rate_half_life)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own
         torch.nn.utils.clip_grad_norm_(self._online.parameters(), 1.0)
@@ -852,6 +851,18 @@ class Learner:
             index, field = name.split(".")
             state.setdefault(int(index), {})[field] = part
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
+
+
+def _rated(network: Network, settings: LearnerSettings) -> list[dict[str, Any]]:
+    """The parameters in their order, each run of them with its learning rate: the value head has its own."""
+    runs = itertools.groupby(network.named_parameters(), lambda pair: pair[0].startswith("tables.value_"))
+    return [
+        {
+            "params": [parameter for _, parameter in run],
+            "lr": settings.learning_rate * (settings.value_rate if of_value else 1.0),
+        }
+        for of_value, run in runs
+    ]
 
 
 class _Words(msgspec.Struct, frozen=True):

@@ -39,7 +39,7 @@ class SlatePolicy(NamedTuple):
 
     Attributes:
         log_policy: float[B, K], log π of each shown item at its place; 0 beyond a slate.
-        entropy: float[B], of the choice at the first place.
+        entropy: float[B], of the choice at a place, what stands above it given; the mean over the slate's places.
     """
 
     log_policy: Tensor
@@ -151,12 +151,13 @@ def slate_policy(slate: Tensor, shown: Tensor, others: Tensor, log_count: Tensor
     other_logit = (others / temperature + log_count).clamp(min=_NOTHING)
     rest = torch.logsumexp(other_logit, dim=1, keepdim=True)
     left = torch.ones(places, places, dtype=torch.bool, device=slate.device).triu()
-    below = torch.logsumexp(shown_logit[:, None].masked_fill(~left, _NOTHING), dim=2)
-    log_policy = (shown_logit - torch.logaddexp(below, rest)) * (shown > 0)
-    total = torch.logaddexp(below[:, :1], rest)
-    entropy = total[:, 0]
-    for logit, each in ((shown_logit, slate / temperature), (other_logit, others / temperature)):
-        entropy = entropy - (torch.exp(logit - total) * each).sum(dim=1)
+    left_logit = shown_logit[:, None].masked_fill(~left, _NOTHING)
+    total = torch.logaddexp(torch.logsumexp(left_logit, dim=2), rest)
+    log_policy = (shown_logit - total) * (shown > 0)
+    expected_shown = (torch.exp(left_logit - total[:, :, None]) * (slate / temperature)[:, None]).sum(dim=2)
+    expected_other = (torch.exp(other_logit - rest) * others / temperature).sum(dim=1, keepdim=True)
+    entropy = total - expected_shown - torch.exp(rest - total) * expected_other
+    entropy = (entropy * shown).sum(dim=1) / shown.sum(dim=1)
     return SlatePolicy(log_policy, entropy)
 
 

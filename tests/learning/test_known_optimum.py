@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks import known_optimum as known
 
-SIZE = known.Size(episodes=2_500, value_steps=300, policy_steps=300, rounds=12, own_episodes=500, own_steps=25)
+SIZE = known.Size(episodes=2_500, value_steps=300, policy_steps=300, own_share=0.3)
 
 
 def test_the_exact_values_are_those_of_playing() -> None:

@@ -85,6 +85,20 @@ def test_every_restored_learner_goes_on_bit_for_bit(algorithm: str) -> None:
     assert model_file.pack(resumed.publish())[1] == model_file.pack(whole.publish())[1]
 
 
+@pytest.mark.parametrize("half_life", [0, 1])
+def test_the_value_head_has_a_learning_rate_of_its_own(half_life: int) -> None:
+    """Adam's first step is its rate for every weight that has a gradient, and the half-life holds for both rates."""
+    made = taught("a2c", value_rate=5.0, learning_rate=1e-3, learning_rate_half_life=half_life, weight_decay=0.0)
+    before = {name: weight.copy() for name, weight in made.publish().weights.items()}
+    made.train(1)
+    moved = {name: np.abs(weight - before[name]).max() for name, weight in made.publish().weights.items()}
+    assert moved["value_in"] == pytest.approx(5e-3, rel=1e-2)
+    assert moved["user_taste"] == pytest.approx(1e-3, rel=1e-2)
+    made.train(1)
+    rates = {group["lr"] for group in made._optimizer.param_groups}
+    assert rates == ({5e-3, 1e-3} if half_life == 0 else {2.5e-3, 5e-4})
+
+
 def test_no_two_learners_are_the_same() -> None:
     """From the same transitions and seed each makes a model of its own."""
     models = []

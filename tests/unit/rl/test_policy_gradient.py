@@ -52,12 +52,15 @@ def test_the_policy_is_the_one_that_serves() -> None:
     assert log_policy.sum(dim=1).exp().sum().item() == pytest.approx(1.0, abs=1e-5)
 
 
-def test_entropy_is_that_of_the_first_place() -> None:
-    """-Σ π log π over all candidates, by its definition."""
-    scores = torch.tensor([0.3, -0.2, 0.5])
-    _, entropy = policy_of(scores, torch.tensor([[2, 0]]), temperature=0.5)
-    probability = torch.softmax(scores / 0.5, 0)
-    assert entropy.item() == pytest.approx(-(probability * probability.log()).sum().item(), abs=1e-5)
+def test_entropy_is_the_mean_over_the_places() -> None:
+    """-Σ π log π by its definition, at each place of what those above have left; so no place settles unnoticed."""
+    scores = torch.tensor([0.3, -0.2, 0.5, 0.1])
+    shown = torch.tensor([[2, 0], [1, 3]])
+    _, entropy = policy_of(scores, shown, temperature=0.5)
+    for (first, _), found in zip(shown.tolist(), entropy.tolist(), strict=True):
+        left = [item for item in range(4) if item != first]
+        places = [torch.softmax(scores / 0.5, 0), torch.softmax(scores[left] / 0.5, 0)]
+        assert found == pytest.approx(np.mean([-(p * p.log()).sum().item() for p in places]), abs=1e-5)
 
 
 def test_a_sampled_candidate_stands_for_those_left_out() -> None:
