@@ -41,9 +41,9 @@ def test_from_one_log_the_optimum_of_three_steps_is_found(algorithm: str, bound:
 
 @pytest.mark.learning
 def test_sarsa_learns_the_value_of_the_log() -> None:
-    """Its Q is the behaviour's, within a tenth, though the optimum's is half as much again."""
+    """Its Q is the behaviour's, within a twelfth, though the optimum's is half as much again."""
     problem = known.three_steps(1)
-    assert known.sarsa_error(problem, 1, SIZE) < 0.1
+    assert known.sarsa_error(problem, 1, SIZE._replace(value_steps=100)) < 0.08
 
 
 @pytest.mark.learning
