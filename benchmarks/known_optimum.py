@@ -60,9 +60,7 @@ COMMON: Final[dict[str, Any]] = {
     "weight_cap": 100.0,
 }
 VALUE_LEARNERS: Final = ("q-learning", "double-q-learning", "sarsa")
-FROM_LOG: Final[dict[str, dict[str, Any]]] = {
-    "reinforce": {"learning_rate": 1e-2, "learning_rate_half_life": 300, "entropy_weight": 0.03}
-}
+FROM_LOG: Final[dict[str, dict[str, Any]]] = {"reinforce": {"learning_rate": 1e-2}}
 
 
 class Own(NamedTuple):
@@ -116,8 +114,8 @@ class Size(NamedTuple):
     own_share: float
 
 
-FULL: Final = Size(8_000, 400, 600, 1.0)
-QUICK: Final = Size(3_000, 300, 400, 1 / 3)
+FULL: Final = Size(8_000, 400, 1_000, 1.0)
+QUICK: Final = Size(3_000, 300, 500, 1 / 3)
 SARSA_ROUNDS: Final = 6
 SARSA_Q: Final[dict[str, Any]] = {"learning_rate": 1e-2, "learning_rate_half_life": 400, "published": "average"}
 """What SARSA learns the behaviour's Q by, exactly rather than soon: steps that grow short, and averaged weights."""
