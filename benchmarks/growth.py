@@ -48,15 +48,19 @@ class _Nowhere:
         return self._position
 
 
+def _open(folder: Path) -> RocksStore:
+    cache = StreamSettings().block_cache_bytes
+    return RocksStore(folder, block_cache_bytes=cache, now_ms=lambda: int(time.time() * 1_000))
+
+
 class Crowd:
-    """A stream task with so many users in its store."""
+    """A stream task with so many users in its store, which was opened again, as after a restart."""
 
     def __init__(self, folder: Path, users: int, seed: int) -> None:
-        cache = StreamSettings().block_cache_bytes
-        self._store = RocksStore(folder, block_cache_bytes=cache, now_ms=lambda: int(time.time() * 1_000))
         self._users = users
         self._rng = np.random.default_rng(seed)
         self._offset = 0
+        filling = _open(folder)
         for first in range(0, users, _FILL):
             states = self._rng.bytes(STATE_BYTES * _FILL)
             changes: list[tuple[bytes, bytes | None]] = [
@@ -65,7 +69,9 @@ class Crowd:
                     range(first, min(first + _FILL, users)), range(0, len(states), STATE_BYTES), strict=False
                 )
             ]
-            self._store.write(changes, {}, None)
+            filling.write(changes, {}, None)
+        filling.close()
+        self._store = _open(folder)
         self._task = StreamTask(0, BareEngine(), self._store, _Nowhere(), Identity("growth", 0, list))
 
     def cost_us(self, batches: int) -> float:

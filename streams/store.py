@@ -27,6 +27,7 @@ from rocksdict import (
     BottommostLevelCompaction,
     Cache,
     CompactOptions,
+    DataBlockIndexType,
     Options,
     Rdict,
     ReadOptions,
@@ -48,15 +49,20 @@ _CHAIN: Final = b"c"
 _KINDS: Final = (_SETTLE, _ORPHAN)
 _NOTHING: Final[Due] = (None, None)
 _PREFIX_BYTES: Final = 9
-_WRITE_BUFFER_BYTES: Final = 16 << 20
+_WRITE_BUFFER_BYTES: Final = 64 << 20
+"""The rarer a flush, the rarer the lowest full level is merged and written again."""
 _LINKS: Final = 64
 """Links kept, the latest: enough to reach behind the logs that RocksDB replays, with eight or more to each."""
 _LINK_BYTES: Final = _WRITE_BUFFER_BYTES // 8
 _ENTRY_BYTES: Final = 100
 """What an entry of a write takes in RocksDB's buffer beside key and value, and more."""
 _LINK: Final = struct.Struct(">QQQ")
+_BLOCK_BYTES: Final = 4 << 10
+_FILTER_BITS: Final = 10
+_HASH_RATIO: Final = 0.75
 _MANIFEST_BYTES: Final = 1
 """The manifest names first and last keys of files: begun anew with each change, it names no file that is gone."""
+_FAMILY: Final = "default"
 _MARK: Final = "DAMAGED"
 _DAMAGE: Final = ("Corruption:", "IO error: No such file or directory:")
 """How RocksDB's errors begin where its files are not what it wrote; its classes of errors are lost on the way here."""
@@ -100,7 +106,10 @@ class RocksStore:
         if self._mark.exists():
             raise StoreDamagedError(path, self._mark.read_text())
         with self._noticing():
-            self._db = Rdict(str(path), options=_options(block_cache_bytes))
+            options = _options(block_cache_bytes)
+            # Named as well: a column family that is there already is otherwise opened as the last one to write it
+            # had it, less its cache and its filter, which no file can hold.
+            self._db = Rdict(str(path), options, {_FAMILY: options})
         self._deletions = int(self._get(_DELETED) is not None)
         self._link, self._written = self._chained()
         self._link_first, self._link_bytes = self._written, 0
@@ -349,12 +358,19 @@ class RocksStore:
 
 
 def _options(block_cache_bytes: int) -> Options:
+    """Indexes and filters stay in memory, beside the cache: in it, a large store reads them again and again.
+
+    See decision 24.
+    """
     options = Options(raw_mode=True)
     options.create_if_missing(True)
     table = BlockBasedOptions()
     table.set_block_cache(Cache(block_cache_bytes))
-    table.set_bloom_filter(10, False)
-    table.set_cache_index_and_filter_blocks(True)
+    table.set_block_size(_BLOCK_BYTES)
+    table.set_bloom_filter(_FILTER_BITS, False)
+    table.set_cache_index_and_filter_blocks(False)
+    table.set_data_block_index_type(DataBlockIndexType.binary_and_hash())
+    table.set_data_block_hash_ratio(_HASH_RATIO)
     options.set_block_based_table_factory(table)
     options.set_write_buffer_size(_WRITE_BUFFER_BYTES)
     options.set_max_background_jobs(2)

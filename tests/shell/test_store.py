@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rocksdict import Options, Rdict
 
 from streams.ports import CLOCK, USER, Due, pack, unpack_due
 from streams.store import MemoryStore, RocksStore
@@ -74,6 +75,17 @@ def test_a_reopened_store_goes_on_where_it_was(tmp_path: Path) -> None:
     again = rocks(tmp_path)
     assert (again.load(USERS), set(again.due(2_000, 2_000, 100)), again.position, again.written_ms) == before
     again.close()
+
+
+def test_a_reopened_store_has_this_versions_options(tmp_path: Path) -> None:
+    """Filters and cache hold after a restart, and for what another version made; rocksdict alone would drop them."""
+    Rdict(str(tmp_path), Options(raw_mode=True)).close()
+    for _ in range(2):
+        rocks(tmp_path).close()
+        newest = max(tmp_path.glob("OPTIONS-*")).read_text()
+        assert "filter_policy=bloomfilter" in newest
+        assert "write_buffer_size=67108864" in newest
+        assert "capacity : 1048576" in (tmp_path / "LOG").read_text()
 
 
 def test_a_restore_rebuilds_the_index_of_what_it_changes(tmp_path: Path) -> None:
