@@ -18,7 +18,7 @@ from faust.app.base import BootStrategy
 from model_core.errors import HeadwaterError
 from model_core.records import Cause
 from streams.agents.catalogue import CatalogueFeed
-from streams.agents.personalize import add_agent
+from streams.agents.personalize import add_agent, source_chunks
 from streams.assignor import EvenAssignor
 from streams.clients import BrokerRefusedError, ask
 from streams.follower import Follower
@@ -31,6 +31,7 @@ from streams.task import Identity
 from streams.tasks import ROLE, TaskOwnership, Work
 from streams.topics import kept
 from streams.transport.batches import BatchTransport
+from streams.transport.reader import Unpack
 from streams.web.server import WebServer
 from streams.web.watch import watched
 
@@ -49,7 +50,7 @@ class BatchSchema(faust.Schema):  # type: ignore[misc]
         return
 
     def loads_value(self, app: Any, message: Any, **_: Any) -> Any:  # noqa: ARG002 - Faust's signature
-        """The `Fetched` itself."""
+        """What was fetched, itself."""
         return message.value
 
 
@@ -63,9 +64,10 @@ class _Boot(BootStrategy):  # type: ignore[misc]
 class _App(faust.App):  # type: ignore[misc]
     BootStrategy = _Boot
     headwater_settings: StreamSettings
+    headwater_unpack: Unpack
 
     def _new_transport(self) -> BatchTransport:
-        return BatchTransport(self.headwater_settings, self.conf.broker_consumer, self)
+        return BatchTransport(self.headwater_settings, self.headwater_unpack, self.conf.broker_consumer, self)
 
     @property
     def fetcher(self) -> Any:
@@ -81,13 +83,14 @@ class _App(faust.App):  # type: ignore[misc]
         """Faust keeps nothing on disk here."""
 
     def _new_producer_transport(self) -> BatchTransport:
-        return BatchTransport(self.headwater_settings, self.conf.broker_producer, self)
+        return BatchTransport(self.headwater_settings, self.headwater_unpack, self.conf.broker_producer, self)
 
 
 def create_app(
     settings: StreamSettings,
     role: str,
     ownership: Callable[..., Ownership],
+    unpack: Unpack,
     *,
     origin: str = "streams",
     standby_replicas: int = 0,
@@ -98,6 +101,7 @@ def create_app(
         settings: of the broker and the names.
         role: `personalize` or `train`; the consumer group is named after it.
         ownership: makes the `Ownership` from the app and Faust's keyword arguments.
+        unpack: makes records of what was fetched.
         origin: package of the app.
         standby_replicas: other workers that keep a copy of each partition.
     """
@@ -122,6 +126,7 @@ def create_app(
         value_serializer="raw",
     )
     app.headwater_settings = settings
+    app.headwater_unpack = unpack
     return app
 
 
@@ -272,6 +277,7 @@ class _Worker:
             self._settings,
             ROLE,
             functools.partial(TaskOwnership, work=self._work),
+            source_chunks(self._settings),
             standby_replicas=self._settings.standby_replicas,
         )
         add_agent(app, self._settings, app.tables, BatchSchema())

@@ -6,14 +6,14 @@ both wait for the traits that are on the way, so that a backlog is learned from 
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
 
 from streams.ports import SourceRecord
 
-__all__ = ["Gather", "Taken"]
+__all__ = ["Chunk", "Gather", "Taken", "chunks"]
 
 _CHUNK_RECORDS: Final = 256
 _TIMED: Final = ("impressions", "clicks")
@@ -27,10 +27,28 @@ class _Time(msgspec.Struct):
 _peek: Final = msgspec.json.Decoder(_Time)
 
 
-class _Chunk(NamedTuple):
+class Chunk(NamedTuple):
+    """Records that are taken together.
+
+    Attributes:
+        records: of one role, in the order of their log.
+        bytes: of their keys and values.
+        event_time_ms: of the first one; -1 where its role has none.
+    """
+
     records: Sequence[SourceRecord]
     bytes: int
     event_time_ms: int
+
+
+def chunks(role: str, records: Sequence[SourceRecord]) -> list[Chunk]:
+    """Records of a role for `Gather.add`: made on the fetching thread, they spare the event loop a look at each one."""
+    made = []
+    for start in range(0, len(records), _CHUNK_RECORDS):
+        chunk = records[start : start + _CHUNK_RECORDS]
+        size = sum(len(record.value or b"") + len(record.key or b"") for record in chunk)
+        made.append(Chunk(chunk, size, _event_time_ms(chunk[0]) if role in _OTHER else -1))
+    return made
 
 
 class Taken(NamedTuple):
@@ -44,12 +62,12 @@ class _Queue:
     """Chunks of one role."""
 
     def __init__(self) -> None:
-        self.chunks: deque[_Chunk] = deque()
+        self.chunks: deque[Chunk] = deque()
         self.records = 0
         self.bytes = 0
         self.event_time_ms = -1
 
-    def put(self, chunk: _Chunk) -> None:
+    def put(self, chunk: Chunk) -> None:
         self.chunks.append(chunk)
         self.records += len(chunk.records)
         self.bytes += chunk.bytes
@@ -80,11 +98,13 @@ class Gather:
 
     def put(self, role: str, records: Sequence[SourceRecord]) -> None:
         """Add fetched records, in the order of their log."""
+        self.add(role, chunks(role, records))
+
+    def add(self, role: str, fetched: Iterable[Chunk]) -> None:
+        """The same, for who has made chunks already."""
         queue = self._queues[role]
-        for start in range(0, len(records), _CHUNK_RECORDS):
-            chunk = records[start : start + _CHUNK_RECORDS]
-            size = sum(len(record.value or b"") + len(record.key or b"") for record in chunk)
-            queue.put(_Chunk(chunk, size, _event_time_ms(chunk[0]) if role in _OTHER else -1))
+        for chunk in fetched:
+            queue.put(chunk)
 
     def full(self, role: str) -> bool:
         """Whether fetching this role should pause."""

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import structlog
 
 from model_core.records import Cause
-from streams.gather import Gather
+from streams.gather import Chunk, Gather
 from streams.idle import IdleWatch
 from streams.metrics import Metrics
 from streams.ports import SourceRecord
@@ -98,11 +98,11 @@ class TaskRunner:
         """Begin."""
         self._running = asyncio.ensure_future(self._run())
 
-    def put(self, role: str, records: Sequence[SourceRecord]) -> None:
+    def put(self, role: str, fetched: Sequence[Chunk]) -> None:
         """Records were fetched."""
         if self._stopping:
             return
-        self._gather.put(role, records)
+        self._gather.add(role, fetched)
         self._idle.heard(role)
         if self._gather.full(role) and role not in self._paused:
             self._paused.add(role)

@@ -21,9 +21,10 @@ from model_core.records import DEFAULT_USER, Cause
 from streams.datadir import open_store, sweep
 from streams.erasure import Erasures
 from streams.failpoints import failpoint
+from streams.gather import Chunk
 from streams.metrics import Metrics
 from streams.ownership import Ownership
-from streams.ports import TOPICS, Engine, Landing, SourceRecord
+from streams.ports import TOPICS, Engine, Landing
 from streams.recovery import Reader, catch_up
 from streams.runner import Feed, TaskRunner, Threads
 from streams.settings import StreamSettings
@@ -101,11 +102,11 @@ class TaskOwnership(Ownership):
         await asyncio.to_thread(sweep, work.settings, ROLE, now_ms=work.now_ms())
         await super().on_start()
 
-    def put(self, role: str, partition: int, records: Sequence[SourceRecord], epoch: int) -> None:
+    def put(self, role: str, partition: int, fetched: Sequence[Chunk], epoch: int) -> None:
         """Pass fetched records on; those fetched for an earlier assignment are dropped, and fetched again."""
         task = self._tasks.get(partition)
         if task is not None and epoch == self._epoch and not self._halted:
-            task.runner.put(role, records)
+            task.runner.put(role, fetched)
 
     def model_swapped(self, cause: Cause) -> None:
         """A new model serves: active users and `__default__` get fresh slates."""

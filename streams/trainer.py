@@ -17,7 +17,7 @@ from confluent_kafka import KafkaException
 
 from model_core.config import EncoderSettings, EvaluationSettings, LearnerSettings, StrategySettings
 from model_core.errors import HeadwaterError
-from streams.agents.train import TrainOwnership, add_agent
+from streams.agents.train import TrainOwnership, add_agent, transitions
 from streams.app import BatchSchema, create_app, serve, wait_for_broker
 from streams.clients import BrokerRefusedError
 from streams.follower import Follower
@@ -182,6 +182,7 @@ class _Trainer:
                 metrics=self._metrics,
                 offsets=offsets,
             ),
+            transitions,
         )
         add_agent(app, self._settings, app.tables, BatchSchema())
         loop = asyncio.get_running_loop()

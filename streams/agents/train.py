@@ -1,7 +1,7 @@
 """Transitions to the trainer: from the offsets of its checkpoint, no faster than it learns."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import faust
@@ -16,7 +16,7 @@ from streams.training.metrics import TrainerMetrics
 from streams.training.publish import ROLE
 from streams.training.service import TrainerService
 
-__all__ = ["TrainOwnership", "add_agent"]
+__all__ = ["TrainOwnership", "add_agent", "transitions"]
 
 _log = structlog.get_logger(__name__)
 
@@ -126,12 +126,17 @@ class TrainOwnership(Ownership):
         return max(following, begin)
 
 
+def transitions(_: str, messages: Sequence[Any]) -> list[tuple[int, bytes | None]]:
+    """Offset and value of each: what the trainer's process reads."""
+    return [(message.offset(), message.value()) for message in messages]
+
+
 def add_agent(app: faust.App, settings: StreamSettings, ownership: TrainOwnership, schema: faust.Schema) -> None:
     """Add the agent that hands fetched batches of `transitions` over."""
     channel = app.topic(settings.topic("transitions"), schema=schema)
 
     @app.agent(channel, name="train")  # type: ignore[untyped-decorator]
-    async def train(batches: Any) -> None:
-        async for fetched in batches:
-            records = [(record.offset, record.value) for record in fetched.records]
-            await ownership.put(fetched.tp.partition, records, fetched.epoch)
+    async def train(fetches: Any) -> None:
+        async for fetch in fetches:
+            for fetched in fetch:
+                await ownership.put(fetched.tp.partition, fetched.found, fetched.epoch)

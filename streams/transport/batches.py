@@ -1,17 +1,19 @@
-"""A Faust transport that hands an agent one message for each fetched partition batch.
+"""A Faust transport that hands an agent one message for all that one fetch found.
 
-Faust's own consumer creates two asyncio tasks a record; here all that is fetched of a partition at once is one
-message, its value a `Fetched`. Offsets are not Faust's affair either: whoever owns the partitions says where to
-begin and commits in its own transactions, so that `commit`, `force_commit` and seeks back do nothing.
+Faust's own consumer creates two asyncio tasks a record; here the value of a message is a list of `Fetched`, one for
+each partition that had records. aiokafka is the member of the group, and nothing else: librdkafka fetches (`reader`).
+Offsets are not Faust's affair either: whoever owns the partitions says where to begin and commits in its own
+transactions, so that `commit`, `force_commit` and seeks back do nothing.
 """
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, TypeVar
 
 import aiokafka
+from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import ConsumerStoppedError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.base import Producer as BaseProducer
@@ -21,52 +23,38 @@ from mode.threads import WorkerThread
 
 from streams.clients import aiokafka_config, group_metadata
 from streams.settings import StreamSettings
+from streams.transport.reader import Fetched, PartitionReader, Unpack
 
-__all__ = ["BatchConsumer", "BatchTransport", "Fetched"]
+__all__ = ["BatchConsumer", "BatchTransport"]
 
-_POLL_S = 0.1
+_POLL_S: Final = 0.1
 """How long one fetch waits; a partition that is resumed meanwhile is seen by the next."""
+_ALIVE_S: Final = 1.0
+"""How often the group's member is told that records are being asked for; it leaves after `max_poll_interval_ms`."""
 _T = TypeVar("_T")
 
 
-class Fetched(NamedTuple):
-    """One partition batch.
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Another listener, before which what was assigned is paused."""
 
-    Attributes:
-        tp: topic and partition.
-        records: aiokafka's, in offset order; at least one.
-        epoch: of the `start_from` since which these are the next records.
-    """
+    def __init__(self, consumer: "_Member", then: Any) -> None:
+        self._consumer = consumer
+        self._then = then
 
-    tp: TP
-    records: Sequence[Any]
-    epoch: int
+    async def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
+        await self._then.on_partitions_revoked(revoked)
+
+    async def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
+        self._consumer.pause(*assigned)
+        await self._then.on_partitions_assigned(assigned)
 
 
-class _PacedConsumer(aiokafka.AIOKafkaConsumer):  # type: ignore[misc]
-    """Rests where a broker answers an empty fetch at once, instead of holding it back as it was asked to.
+class _Member(aiokafka.AIOKafkaConsumer):  # type: ignore[misc]
+    """A member of the group that fetches nothing itself: all that it is assigned is paused."""
 
-    The embedded broker does: client and broker would ask and answer some 8 000 times a second.
-    """
-
-    async def start(self) -> None:
-        """Connect, and pace the fetches from here on."""
-        await super().start()
-        fetcher = self._fetcher
-        fetch, wait_s = fetcher._proc_fetch_request, fetcher._fetch_max_wait_ms / 1_000  # noqa: SLF001 - no other seam
-
-        async def paced(*request: Any) -> bool:
-            began_s = time.monotonic()
-            found: bool = await fetch(*request)
-            rest_s = wait_s - (time.monotonic() - began_s)
-            if not found and rest_s > 0:
-                with contextlib.suppress(
-                    asyncio.CancelledError
-                ):  # as the fetch itself does when it is no longer wanted
-                    await asyncio.sleep(rest_s)
-            return found
-
-        fetcher._proc_fetch_request = paced  # noqa: SLF001 - as above
+    def subscribe(self, topics: Sequence[str] = (), pattern: Any = None, listener: Any = None) -> None:
+        """Subscribe, and pause what comes of it."""
+        super().subscribe(topics, pattern, _Listener(self, listener))
 
 
 class _Thread(WorkerThread):  # type: ignore[misc]
@@ -84,16 +72,13 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
 
     def _create_worker_consumer(self, transport: "BatchTransport") -> Any:
         settings = transport.settings
-        return _PacedConsumer(
+        return _Member(
             **aiokafka_config(settings),
             client_id=self.app.conf.broker_client_id,
             group_id=self.app.conf.id,
             partition_assignment_strategy=[self.app.assignor],
             enable_auto_commit=False,
             auto_offset_reset="earliest",
-            isolation_level="read_committed",
-            fetch_max_wait_ms=settings.fetch_wait_ms,
-            max_poll_records=settings.max_batch_records,
             max_poll_interval_ms=settings.rebalance_timeout_ms * 10,
             session_timeout_ms=settings.session_timeout_ms,
             heartbeat_interval_ms=settings.session_timeout_ms // 5,
@@ -105,29 +90,9 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         """Run a coroutine on the thread's loop."""
         return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self.thread_loop))
 
-    async def getmany(self, active_partitions: set[TP] | None, timeout: float) -> Mapping[TP, Fetched]:  # noqa: ASYNC109 - Faust's signature
-        """Fetch what is there of the active partitions; waits for the first records."""
-        return await self.run(self._fetch(active_partitions, timeout))
-
-    async def _fetch(self, active: set[TP] | None, timeout_s: float) -> dict[TP, Fetched]:
-        consumer = self._ensure_consumer()
-        fetched = await self._fetch_records(
-            consumer, active, timeout=timeout_s, max_records=self.transport.settings.max_batch_records
-        )
-        epochs = self.consumer.epochs
-        result = {}
-        for raw, records in fetched.items():
-            tp = TP(raw.topic, raw.partition)
-            if records and tp in epochs:
-                result[tp] = Fetched(tp, records, epochs[tp])
-        return result
-
-    async def start_from(self, positions: Mapping[TP, int], epoch: int) -> None:
-        """Seek; what is fetched from here on carries this epoch."""
-        consumer = self._ensure_consumer()
-        for tp, position in positions.items():
-            consumer.seek(TopicPartition(tp.topic, tp.partition), position)
-            self.consumer.epochs[tp] = epoch
+    async def alive(self) -> None:
+        """Tell the group's member that it is in use; raises what it has met, such as a missing permission."""
+        await self._ensure_consumer().getmany(timeout_ms=0)
 
     async def commit_now(self, offsets: Mapping[TP, int]) -> None:
         """Commit offsets to the group."""
@@ -140,21 +105,6 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         consumer = self._ensure_consumer()
         return {tp: await consumer.committed(TopicPartition(tp.topic, tp.partition)) for tp in tps}
 
-    def lag(self, tp: TP) -> int | None:
-        """Records of the log after the position, markers included; None before the first fetch."""
-        subscription = self._ensure_consumer()._subscription.subscription  # noqa: SLF001 - aiokafka tells no lag
-        assignment = subscription.assignment if subscription is not None else None
-        if assignment is None:
-            return None
-        try:
-            state = assignment.state_value(TopicPartition(tp.topic, tp.partition))
-        except KeyError:
-            return None
-        if state is None or not state.has_valid_position or state.highwater is None:
-            return None
-        end = state.highwater if state.lso is None or state.lso < 0 else state.lso
-        return max(0, int(end - state._position))  # noqa: SLF001 - as above
-
     def metadata(self) -> bytes:
         """This member's group metadata, for transactions."""
         coordinator = self._ensure_consumer()._coordinator  # noqa: SLF001 - nor its generation
@@ -166,15 +116,29 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.epochs: dict[TP, int] = {}
+        self._begun: set[TP] = set()
         self._resumed = asyncio.Event()
+        self._alive_s = 0.0
+        transport = self.transport
+        self._reader = PartitionReader(transport.settings, self.app.conf.id, transport.unpack)
+        self._fetching = ThreadPoolExecutor(1, "fetch")
 
     def _new_consumer_thread(self) -> BatchConsumerThread:
         return BatchConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
+    async def _read(self, call: Callable[..., _T], *arguments: Any) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._fetching, call, *arguments)
+
+    async def on_stop(self) -> None:
+        """Leave the group, and let go of the connections."""
+        await super().on_stop()
+        await self._read(self._reader.close)
+        self._fetching.shutdown(wait=False)
+
     async def start_from(self, positions: Mapping[TP, int], epoch: int) -> None:
-        """Read these partitions from these offsets; older fetches are not handed out any more."""
-        await self._thread.run(self._thread.start_from(positions, epoch))
+        """Read these partitions and no others, from these offsets; what was fetched before carries another epoch."""
+        await self._read(self._reader.start_from, positions, epoch)
+        self._begun = set(positions)
         self.resume_partitions(positions)
 
     async def commit_offsets(self, offsets: Mapping[TP, int]) -> None:
@@ -188,8 +152,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
 
     def lag(self, tp: TP) -> int | None:
         """Records of the log that were not fetched yet; None before the first fetch."""
-        lag: int | None = self._thread.lag(tp)
-        return lag
+        return self._reader.lag(tp)
 
     def metadata(self) -> bytes:
         """This member's serialised group metadata, for transactions."""
@@ -205,28 +168,32 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         """Fetch; one message for each partition that has records."""
         if not self.flow_active:
             await self.wait(self.can_resume_flow)
-        active = self._get_active_partitions()
+        active = self._begun.intersection(self._get_active_partitions())
+        if time.monotonic() - self._alive_s > _ALIVE_S:
+            self._alive_s = time.monotonic()
+            await self._thread.run(self._thread.alive())
         if not active:
             self._resumed.clear()
             await self.wait_first(self._resumed.wait(), timeout=timeout)
             return
-        for tp, fetched in (await self._thread.getmany(active, timeout)).items():
-            if self.flow_active:
-                yield tp, self._to_message(tp, fetched)
+        fetched = await self._read(self._reader.fetch, active, timeout)
+        if fetched and self.flow_active:
+            yield fetched[0].tp, self._to_message(fetched)
 
-    def _to_message(self, tp: TP, fetched: Fetched) -> Any:
-        last = fetched.records[-1]
+    def _to_message(self, fetched: list[Fetched]) -> Any:
+        """A message of the first partition, as far as Faust is concerned."""
+        first = fetched[0]
         return ConsumerMessage(
-            tp.topic,
-            tp.partition,
-            last.offset,
-            last.timestamp / 1000.0,
-            last.timestamp_type,
+            first.tp.topic,
+            first.tp.partition,
+            first.end - 1,
+            time.time(),
+            None,
             [],
             None,
             fetched,
             None,
-            tp=tp,
+            tp=first.tp,
             generation_id=self.app.consumer_generation_id,
         )
 
@@ -279,6 +246,7 @@ class BatchTransport(driver.Transport):  # type: ignore[misc]
     Consumer = BatchConsumer
     Producer = _NoProducer
 
-    def __init__(self, settings: StreamSettings, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, settings: StreamSettings, unpack: Unpack, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.settings = settings
+        self.unpack = unpack

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from model_core import user_state
+from streams.gather import chunks
 from streams.metrics import Metrics
 from streams.ports import Landing, SourceRecord, unpack
 from streams.runner import Feed, TaskRunner, Threads
@@ -106,7 +107,7 @@ class Log:
                             some = records[self.fetched[role] : self.fetched[role] + at_once]
                             self.fetched[role] += len(some)
                             if some:
-                                runner.put(role, some)
+                                runner.put(role, chunks(role, some))
                     self.most = max(self.most, sum(self.fetched.values()) - landed())
                     await asyncio.sleep(0)
             await runner.stopped()
