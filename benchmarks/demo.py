@@ -1,6 +1,6 @@
 """The demo without broker and clock: learner by learner, and model by model, on the same people.
 
-    python -m benchmarks.demo [--quick] [--seed N] [--part learners|models] [--json] [--keep]
+    python -m benchmarks.demo [--quick] [--seed N] [--part NAME ...] [--json] [--keep]
 
 MovieLens-100k's people, split by a seed, go round six times under each of the settings below, with the engine that
 serves and the learner that trains, at the demo's pace (`headwater.simulation.lived`). A click rate is clicks over
@@ -9,7 +9,7 @@ places; `gap_closed` is the way from popularity to the oracle; `few_clicks` is o
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -22,18 +22,18 @@ from producers.datasets import MOVIELENS, fetch
 from producers.people import movielens_people
 from producers.scoring import Report
 
-__all__ = ["LEARNERS", "MODELS", "played"]
+__all__ = ["VARIANTS", "played"]
 
-LEARNERS: Final[Mapping[str, Mapping[str, Any]]] = {
-    name.replace("-", "_"): {"learner.algorithm": name}
-    for name in ("double-q-learning", "q-learning", "sarsa", "reinforce", "a2c", "ppo")
+VARIANTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    **{
+        name.replace("-", "_"): {"learner.algorithm": name}
+        for name in ("double-q-learning", "q-learning", "sarsa", "reinforce", "a2c", "ppo")
+    },
+    "concatenation": {"encoder.fusion": "concatenation"},
+    "concatenation_id_dropout": {"encoder.fusion": "concatenation", "learner.id_dropout": 0.2},
+    "trace_gru": {"encoder.kind": "trace-gru"},
 }
-MODELS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "gru_addition": {},
-    "gru_concatenation": {"encoder.fusion": "concatenation"},
-    "gru_concatenation_id_dropout": {"encoder.fusion": "concatenation", "learner.id_dropout": 0.2},
-    "trace_gru_addition": {"encoder.kind": "trace-gru"},
-}
+"""Settings by name: each learner with the default model, and other models with the default learner."""
 _ROUNDS: Final = 6
 _SEEDS: Final = 3
 
@@ -45,32 +45,29 @@ def played(options: Mapping[str, Any], seed: int, rounds: int = _ROUNDS) -> Repo
     return lived(load(ours, environment={}).settings, people, rounds=rounds, seed=seed)
 
 
-def _side_by_side(variants: Mapping[str, Mapping[str, Any]], seeds: range, rounds: int) -> Iterator[Figure]:
-    reports: list[Report] = []
-    for name, options in variants.items():
-        reports = []
-        for seed in seeds:
-            reports.append(played(options, seed, rounds))
-            ours = reports[-1].click_rate["headwater"]
-            print(f"{name} {seed}: {ours.value:.4f}, gap {reports[-1].gap_closed.value:.3f}", file=sys.stderr)
-        yield mean(f"{name}_click_rate", [report.click_rate["headwater"].value for report in reports])
-        yield mean(f"{name}_gap_closed", [report.gap_closed.value for report in reports], peer="popularity, oracle")
-        yield mean(f"{name}_few_clicks", [report.few_clicks_rate["headwater"].value for report in reports])
+def _figures(name: str, reports: Sequence[Report]) -> Iterator[Figure]:
+    yield mean(f"{name}_click_rate", [report.click_rate["headwater"].value for report in reports])
+    yield mean(f"{name}_gap_closed", [report.gap_closed.value for report in reports], peer="popularity, oracle")
+    yield mean(f"{name}_few_clicks", [report.few_clicks_rate["headwater"].value for report in reports])
     for arm in ("popularity", "random"):
         yield mean(f"{arm}_click_rate", [report.click_rate[arm].value for report in reports])
         yield mean(f"{arm}_few_clicks", [report.few_clicks_rate[arm].value for report in reports])
 
 
 def measure(options: argparse.Namespace) -> Iterator[Figure]:
-    """Every figure of the chosen parts."""
+    """Every figure of the chosen parts; the other arms are as they were beside the last of them."""
     torch.set_num_threads(1)
     seeds = range(options.seed, options.seed + (1 if options.quick else _SEEDS))
-    rounds = 2 if options.quick else _ROUNDS
-    if "learners" in options.part:
-        yield from _side_by_side(LEARNERS, seeds, rounds)
-    if "models" in options.part:
-        yield from _side_by_side(MODELS, seeds, rounds)
+    figures: dict[str, Figure] = {}
+    for name in options.part:
+        reports = []
+        for seed in seeds:
+            reports.append(played(VARIANTS[name], seed, 2 if options.quick else _ROUNDS))
+            ours = reports[-1].click_rate["headwater"]
+            print(f"{name} {seed}: {ours.value:.4f}, gap {reports[-1].gap_closed.value:.3f}", file=sys.stderr)
+        figures |= {figure.figure: figure for figure in _figures(name, reports)}
+    yield from figures.values()
 
 
 if __name__ == "__main__":
-    main("demo", __doc__, measure, parts=("learners", "models"))
+    main("demo", __doc__, measure, parts=tuple(VARIANTS))
