@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from model_core.config import PolicySettings
 from model_core.features.tokens import vector_fits
+from model_core.follows import Successors
 from model_core.kernel import kernel
 from model_core.records import Item
 from model_core.serving import ServingModel
@@ -143,11 +144,13 @@ class Embedded:
         category: int64[n], number of the first category, -1 for none.
         group_names: what the coordinates of φ stand for, for `reasons`; in their order.
         group_starts: first coordinate of each group.
+        follows: what follows what, in these rows; None where the model knows nothing of it.
         ignored_vectors: given vectors of changed items that do not fit, since somebody last set it to 0.
     """
 
     vectors: Float32Array
     inputs: Float32Array
+    follows: Successors | None
 
     def __init__(self, catalogue: Catalogue, model: ServingModel, settings: PolicySettings) -> None:
         self._catalogue = catalogue
@@ -219,6 +222,9 @@ class Embedded:
         self._source = np.full(len(items), _NEAREST, np.int8)
         self._source[self._popular[: int(self._settings.popular_share * self._settings.candidates)]] = _POPULAR
         self._neighbours: dict[str, list[int]] = {}
+        rows = {item_id: row for row, item_id in enumerate(self.ids) if item_id}
+        table = self._model.follows
+        self.follows = None if table is None else table.within(rows, len(items))
 
     def _category(self, item: Item | None) -> int:
         if item is None or not item.categories:
@@ -248,6 +254,14 @@ class Embedded:
         ends = np.cumsum([0, *map(len, keys)]) // wanted.itemsize
         users = [rows[start:end] for start, end in pairwise(ends.tolist())]
         return [mine[mine < len(self.keys)] for mine in users]
+
+    def recent(self, last_items: Sequence[Sequence[str]]) -> IntArray:
+        """Rows of each user's latest items, latest first, as far back as `follows` asks; -1 for none; int64[B, K]."""
+        reach = 0 if self.follows is None else len(self.follows.lags)
+        found = np.full((len(last_items), reach), -1, np.int64)
+        for user, items in enumerate(last_items):
+            found[user, : len(items)] = self.rows(items[:reach])
+        return found
 
     def scores(self, weights: Float32Array) -> Float32Array:
         """Score of every row under the weights of B users, float32[B, d] → float32[B, n]."""

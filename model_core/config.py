@@ -590,6 +590,9 @@ class PretrainingSettings:
         label_smoothing: of the cross entropy.
         masked_share: entries that a masked Transformer is to tell.
         averaging: of the weights, what the average keeps at each step; 0 for none.
+        follows: successors of each item in the table of what follows what (`model_core.follows`); 0 for no table.
+        follows_reach: K, how many of the latest items bring their successors.
+        follows_decay: ρ, weight of a successor relative to one that came a place earlier.
     """
 
     objective: Literal["cross-entropy", "gbce"] = "cross-entropy"
@@ -605,6 +608,9 @@ class PretrainingSettings:
     label_smoothing: float = 0.1
     masked_share: float = 0.2
     averaging: float = 0.98
+    follows: int = 50
+    follows_reach: int = 5
+    follows_decay: float = 0.7
 
     def check(self) -> None:
         """Raise `SettingsError` where a value is out of range."""
@@ -618,6 +624,9 @@ class PretrainingSettings:
             _expect(getattr(self, key) >= 1, f"pretraining.{key}", getattr(self, key), "1 or more")
         for key in ("dropout", "label_smoothing", "averaging", "weight_decay"):
             _expect(0 <= getattr(self, key) < 1, f"pretraining.{key}", getattr(self, key), "0 or more, less than 1")
+        _expect(self.follows >= 0, "pretraining.follows", self.follows, "0 or more successors")
+        _expect(self.follows_reach >= 1, "pretraining.follows_reach", self.follows_reach, "1 or more items")
+        _expect(0 < self.follows_decay <= 1, "pretraining.follows_decay", self.follows_decay, "more than 0, at most 1")
         _expect(0 <= self.calibration <= 1, "pretraining.calibration", self.calibration, "0 to 1")
         _expect(0 < self.masked_share < 1, "pretraining.masked_share", self.masked_share, "between 0 and 1")
         _expect(self.learning_rate > 0, "pretraining.learning_rate", self.learning_rate, "more than 0")

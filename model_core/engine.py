@@ -218,8 +218,10 @@ class Engine:
 
     def _asked(self, works: Sequence[Work], own: Sequence[int], epochs: Sequence[int]) -> list[policy.Asked]:
         seen = self._embedded.rows_of_keys([work.state.seen for work in works])
+        follows = self._model.follows
+        last = max(policy.LAST_ITEMS, 0 if follows is None else follows.reach)
         return [
-            policy.Asked(self._key(work), work.last_items(policy.LAST_ITEMS), rows, arm, epoch)
+            policy.Asked(self._key(work), work.last_items(last), rows, arm, epoch)
             for work, rows, arm, epoch in zip(works, seen, own, epochs, strict=True)
         ]
 

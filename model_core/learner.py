@@ -32,6 +32,7 @@ from model_core.config import EncoderSettings, EvaluationSettings, LearnerSettin
 from model_core.encoder.network import ItemBatch, Network, take_weights
 from model_core.errors import SettingsError
 from model_core.features.tokens import context_tokens, item_tokens, trait_tokens
+from model_core.follows import Follows, Successors
 from model_core.meta import cold_start, updates
 from model_core.meta.tasks import Observations
 from model_core.records import Evaluation, Item, Transition
@@ -162,6 +163,8 @@ class Learner:
         self._row: dict[str, int] = {}
         self._offered: set[str] = set()
         self._item_batch: ItemBatch | None = None
+        self._follows: Follows | None = None
+        self._successors: Successors | None = None
         self._offered_rows: npt.NDArray[np.int64] = np.zeros(0, np.int64)
         self._shown: dict[str, tuple[float, float]] = {}
         self._examination = np.ones(MAX_POSITIONS, np.float32)
@@ -179,11 +182,16 @@ class Learner:
     def start_from(self, model: ServingModel) -> None:
         """Begin with the weights of a model, such as a pretrained one; a checkpoint overrules it.
 
+        A learner of φᵀw as the worth of an item keeps its table of what follows what, as it is, and learns what that
+        leaves; a policy's scores, and gains over no click, are of another kind than the table and go without.
+
         Raises:
             ModelError: it is of another shape.
         """
         for network in (self._online, self._target):
             take_weights(network, model)
+        self._follows = None if self._scores_are_logits or self._by_clicks else model.follows
+        self._successors = None
 
     def _check_slate_value(self) -> None:
         if self._by_clicks != self.encoder.choice or (self._by_clicks and self._scores_are_logits):
@@ -321,10 +329,13 @@ class Learner:
     def _targets(self, network: Network, batch: _Batch, states: _States, value: Tensor) -> tuple[Tensor, Tensor]:
         """What φᵀw of each shown item should have been, and how much each counts; float[B, K] both.
 
+        What follows what has told its part already.
+
         By clicks, that is what a click brought over Q(s, ⊥), and what was not clicked says nothing of its gain.
         """
         if not self._by_clicks:
-            return td_targets(batch.slate_reward, batch.discount, value, self._credit(batch)), self._weights(batch)
+            y = td_targets(batch.slate_reward, batch.discount, value, self._credit(batch))
+            return y - self._told(self._before(batch), batch.slate), self._weights(batch)
         idle = self._idle(network, states.before).detach()
         return td_targets(batch.slate_reward, batch.discount, value) - idle[:, None], self._clicked(batch)
 
@@ -364,6 +375,8 @@ class Learner:
             online = (states.next_user * self._online.reward_weights) @ vectors[candidates].T
             target_vectors = self._target.item_vectors(items[candidates])
             target = (target_states.next_user * self._target.reward_weights) @ target_vectors.T
+            told = self._told(self._after(batch), candidates.expand(len(online), -1))
+            online, target = online + told, target + told
             following = Following(
                 online.float(),
                 target.float(),
@@ -427,7 +440,7 @@ class Learner:
         slate = self._tensor(columns["next_slate"][batch.rows, :places])
         mask = (np.arange(places)[None] < length[:, None]).astype(np.float32)
         vectors, shown = self._target.item_vectors(items), self._tensor(mask)
-        q = self._q(self._target, states.next_user, vectors, slate).float()
+        q = self._q(self._target, states.next_user, vectors, slate).float() + self._told(self._after(batch), slate)
         return ShownNext(q, shown, self._clicks(states, vectors[slate], shown) if self._by_clicks else None)
 
     def _policy_losses(
@@ -573,6 +586,27 @@ class Learner:
     def _q(network: Network, user: Tensor, vectors: Tensor, slate: Tensor) -> Tensor:
         return ((user * network.reward_weights)[:, None, :] * vectors[slate]).sum(dim=2)
 
+    @staticmethod
+    def _before(batch: _Batch) -> tuple[Tensor, Tensor]:
+        """The histories that these slates were shown after, and their lengths."""
+        return batch.history, batch.history_length
+
+    @staticmethod
+    def _after(batch: _Batch) -> tuple[Tensor, Tensor]:
+        """The histories that the next slates were shown after, and their lengths."""
+        return batch.appended()[0], batch.history_length + batch.append_length
+
+    def _told(self, histories: tuple[Tensor, Tensor], items: Tensor) -> Tensor:
+        """f(s, a), what follows what says of these items [B, m] after the histories; zeros where there is no table."""
+        if self._follows is None:
+            return torch.zeros(items.shape, device=self.device)
+        if self._successors is None or len(self._successors.starts) != len(self._row) + 1:
+            self._successors = self._follows.within(self._row, len(self._row))
+        history, length = (part.cpu().numpy() for part in histories)
+        back = length[:, None] - 1 - np.arange(self._follows.reach)
+        recent = np.where(back >= 0, np.take_along_axis(history, np.maximum(back, 0), 1), -1)
+        return self._tensor(self._successors.of(recent, np.ascontiguousarray(items.cpu().numpy())))
+
     def _credit(self, batch: _Batch) -> Tensor | None:
         """Which shown items get the credit for what followed; None for all alike."""
         if self.settings.future_credit == "slate":
@@ -670,7 +704,8 @@ class Learner:
         batch, states, vectors = self._evaluate(self._online, rows)
         with torch.no_grad():
             value = batch.discount * self._online.value(states.after)
-            expected = (self._q(self._online, states.user, vectors, batch.slate) - value[:, None]).clamp(min=0.005)
+            q = self._q(self._online, states.user, vectors, batch.slate) + self._told(self._before(batch), batch.slate)
+            expected = (q - value[:, None]).clamp(min=0.005)
             place = (batch.slate_position - 1).clamp(0, MAX_POSITIONS - 1).flatten().cpu().numpy()
             shown = batch.shown.flatten().cpu().numpy()
             observed = np.bincount(place, batch.slate_reward.flatten().cpu().numpy() * shown, MAX_POSITIONS)
@@ -709,6 +744,7 @@ class Learner:
             strategies={name: one.share for name, one in standings.items()},
             metrics=metrics,
             trained_transitions=self.trained_transitions,
+            follows=self._follows,
         )
 
     def evaluations(self) -> list[Evaluation]:
@@ -807,6 +843,7 @@ class Learner:
                 },
                 **{f"buffer.{name}": column for name, column in self._buffer.state().items()},
                 **{f"strategies.{name}": column for name, column in self._log.state().items()},
+                **{f"follows.{name}": part for name, part in (self._follows.arrays() if self._follows else {}).items()},
                 "examination": self._examination,
                 "words": np.frombuffer(msgspec.json.encode(words), np.uint8),
             }
@@ -839,6 +876,8 @@ class Learner:
             {name.removeprefix("buffer."): part for name, part in arrays.items() if name.startswith("buffer.")}
         )
 
+        follows = {name.removeprefix("follows."): part for name, part in arrays.items() if name.startswith("follows.")}
+        self._follows, self._successors = Follows.of(follows) if follows else None, None
         strategies = {
             name.removeprefix("strategies."): part for name, part in arrays.items() if name.startswith("strategies.")
         }

@@ -18,6 +18,7 @@ from safetensors.numpy import load, save
 from model_core.bandit.head import Prior
 from model_core.config import EncoderSettings
 from model_core.errors import ModelError, SettingsError
+from model_core.follows import Follows
 from model_core.records import ModelManifest, Tensor
 from model_core.serving import FEATURES, MAX_POSITIONS, ServingModel, weight_shapes
 
@@ -28,6 +29,7 @@ PART_BYTES: Final = 900_000
 
 _KEEP: Final = "keep the model that serves, and publish this one again"
 _WEIGHT: Final = "weight."
+_FOLLOWS: Final = "follows."
 _DTYPES: Final = {"<f4": "F32", "<f8": "F64", "|u1": "U8", "<i4": "I32"}
 
 
@@ -72,6 +74,7 @@ def _tensors(model: ServingModel) -> dict[str, npt.NDArray[np.generic]]:
         "neighbours": _text(model.neighbours),
         "constants": np.frombuffer(msgspec.json.encode(constants), np.uint8),
         **({"strategies": _text(model.strategies)} if model.strategies else {}),
+        **({} if model.follows is None else {_FOLLOWS + key: part for key, part in model.follows.arrays().items()}),
     }
 
 
@@ -96,6 +99,7 @@ def unpack(manifest: ModelManifest, parts: Sequence[bytes]) -> ServingModel:
         popular = msgspec.json.decode(tensors["popularity.ids"].tobytes(), type=list[str])
         neighbours = msgspec.json.decode(tensors["neighbours"].tobytes(), type=dict[str, list[str]])
         strategies = _shares(tensors)
+        follows = _follows(manifest.version, tensors)
     except (KeyError, msgspec.DecodeError, UnicodeDecodeError, SettingsError) as error:
         raise ModelError(f"model {manifest.version} does not describe itself: {error}; {_KEEP}") from error
     size = constants.encoder.dimension
@@ -129,7 +133,20 @@ def unpack(manifest: ModelManifest, parts: Sequence[bytes]) -> ServingModel:
         strategies=strategies,
         metrics=manifest.metrics,
         trained_transitions=manifest.trained_transitions,
+        follows=follows,
     )
+
+
+def _follows(version: int, tensors: dict[str, npt.NDArray[np.generic]]) -> Follows | None:
+    """The table of what follows what; none in a model that has none."""
+    arrays = {name.removeprefix(_FOLLOWS): part for name, part in tensors.items() if name.startswith(_FOLLOWS)}
+    if not arrays:
+        return None
+    found = Follows.of(arrays)
+    flaw = found.flaw()
+    if flaw is not None:
+        raise ModelError(f"model {version}: what follows what has {flaw}; {_KEEP}")
+    return found
 
 
 def _shares(tensors: dict[str, npt.NDArray[np.generic]]) -> dict[str, float]:

@@ -4,7 +4,8 @@ Each user's head is a Bayesian linear regression of y on φ(s, a) = u(s) ⊙ v(a
 
     y = r + γ^(elapsed / unit) V(s'),
 
-V being the published target network's value. A click enters at once, with V(s') standing in as the value at the
+V being the published target network's value; where the model knows what follows what, the head learns y - f(s, a), what
+that leaves of it. A click enters at once, with V(s') standing in as the value at the
 impression; at the settlement the items nobody clicked enter, and what had entered is corrected to the final target:
 b += w φ Δy / σ², which commutes. An item nobody clicked was perhaps not looked at, so it weighs as much as its place is
 examined. A new model starts every head anew from its prior and the last item events (`rebuild`).
@@ -138,6 +139,7 @@ class _Online:
         self._settings = settings
         self._join = join
         self._counters = counters
+        self._consumed: dict[int, tuple[list[int], IntArray]] = {}
         self.posterior = head.fresh(model.prior, len(states))
         self.hidden = np.zeros((len(states), model.hidden), np.float32)
         kept = [user for user, state in enumerate(states) if state.basis == model.version]
@@ -213,7 +215,7 @@ class _Online:
                 hidden.append(past.at(time_s * 1000))
                 after.append(past.at(next_s * 1000))
                 rows.append(row)
-                reward.append(r)
+                reward.append(r - self._follows(user, time_s * 1000, [row])[0])
                 weight.append(self._weight(item & _POSITION_MASK, r))
                 elapsed_ms.append((next_s - time_s) * 1000)
         if not user_of:
@@ -339,13 +341,14 @@ class _Online:
         vector, bootstrap = features[:-1], self._bootstrap(user, step, float(features[-1]))
         time_s = impression.event_time_ms // 1000
         targets = _targets(impression)
-        for place, reward in zip(step.places, step.rewards, strict=True):
-            item_id, position = impression.item_ids[place], impression.positions[place]
-            row = self._catalogue.row(item_id)
+        rows = [self._catalogue.row(impression.item_ids[place]) for place in step.places]
+        follows = self._follows(user, impression.event_time_ms, rows)
+        for place, row, reward, told in zip(step.places, rows, step.rewards, follows, strict=True):
             if row < 0:
                 self._counters["unknown-item"] += 1
                 continue
-            y = reward + bootstrap
+            position = impression.positions[place]
+            y = reward + bootstrap - told
             target, weight = targets[place]
             event = self._catalogue.keys[row] | position & _POSITION_MASK
             if math.isnan(target):
@@ -358,6 +361,21 @@ class _Online:
                 self._correct_ring(user, ring, event, reward, time_s)
                 targets[place] = (y, weight)
         impression.targets = np.array(targets, np.float32).tobytes()
+
+    def _follows(self, user: int, time_ms: int, rows: Sequence[int]) -> list[float]:
+        """f(s, a) of these items, s being the state after what lies strictly before this time."""
+        table = self._embedded.follows
+        if table is None:
+            return [0.0] * len(rows)
+        if user not in self._consumed:
+            history = self._states[user].join.history
+            consumed = self._embedded.rows([entry.item_id for entry in history])
+            self._consumed[user] = [entry.time_ms for entry in history], consumed
+        times_ms, consumed = self._consumed[user]
+        end = bisect.bisect_left(times_ms, time_ms)
+        recent = consumed[max(0, end - len(table.lags)) : end][::-1].copy()
+        found: list[float] = table.of(recent[None], np.array([rows], np.int64))[0].tolist()
+        return found
 
     def _bootstrap(self, user: int, step: Observe, value: float) -> float:
         """γ^(elapsed / unit) V(s'); of an open impression, V at the impression and the session gap."""

@@ -50,7 +50,7 @@ class Asked(NamedTuple):
 
     Attributes:
         key: of the random generator, from the seed and the cause.
-        last_items: latest clicked items, latest first.
+        last_items: latest clicked items, latest first: `LAST_ITEMS`, or as many as what follows what asks for.
         seen: int64 rows that the rules keep out.
         arm: place of the user's strategy.
         epoch: for which the user has it.
@@ -113,14 +113,19 @@ def _choose(
     moments = head.moments(posterior)
     mean_weights = (moments.mean * user_vectors).astype(np.float32)
     mean_scores = embedded.scores(mean_weights)
+    follows = None
+    if embedded.follows is not None:
+        follows = embedded.follows.scores(embedded.recent([one.last_items for one in asked]))
+        mean_scores += follows
     pool = embedded.select(
         mean_scores,
-        [one.last_items for one in asked],
+        [one.last_items[:LAST_ITEMS] for one in asked],
         [one.seen for one in asked],
         random.uniform(keys, _TURN, 1)[:, 0],
     )
     offered = _offered(pool, embedded, settings)
-    scores = [_component_scores(keys, moments, user_vectors, pool, embedded, arm.settings) for arm in among]
+    following = None if follows is None else np.take_along_axis(follows, np.maximum(pool.rows, 0), 1)
+    scores = [_component_scores(keys, moments, user_vectors, pool, following, embedded, arm.settings) for arm in among]
     if settings.slate_search != "scores" and (odds := embedded.click_odds(user_vectors, pool.rows)) is not None:
         size, search = settings.slate_size, settings.slate_search
         scores = [slate_scores(part, odds[:, None], offered[:, None], size, search) for part in scores]
@@ -139,7 +144,7 @@ def _choose(
     sampled = random.uniform(keys, _SAMPLE, settings.candidate_sample)
     strategies = served(among, own, [one.epoch for one in asked], mixed, offered, slates.index, likeness)
     names = [among[one.arm].name for one in asked]
-    writer = _Writer(embedded, settings, pool, offered, mean_weights, slates, sampled, names)
+    writer = _Writer(embedded, settings, pool, offered, mean_weights, following, slates, sampled, names)
     return [Chosen(writer.slate(user), writer.sample(user), strategies[user]) for user in range(len(asked))]
 
 
@@ -171,10 +176,14 @@ def _component_scores(
     moments: head.Moments,
     user_vectors: Float32Array,
     pool: Candidates,
+    following: Float32Array | None,
     embedded: Embedded,
     settings: PolicySettings,
 ) -> FloatArray:
-    """Scores of each candidate under each component; float64[B, M, C]."""
+    """Scores of each candidate under each component; float64[B, M, C].
+
+    `following`, float32[B, C], is what follows what; the pool's score has it already.
+    """
     if settings.exploration == "greedy":
         return pool.score[:, None, :]
     if settings.exploration == "ucb":
@@ -186,6 +195,8 @@ def _component_scores(
     weights = (draws * user_vectors[:, None, :]).astype(np.float32)
     scores = np.empty((users, settings.particles, pool.rows.shape[1]))
     _score(weights, pool.rows, embedded.vectors, scores)
+    if following is not None:
+        scores += following[:, None]
     return scores
 
 
@@ -220,6 +231,7 @@ class _Writer:
         pool: Candidates,
         offered: BoolArray,
         mean_weights: Float32Array,
+        following: Float32Array | None,
         slates: slate.Slates,
         sampled: FloatArray,
         strategies: Sequence[str],
@@ -230,6 +242,11 @@ class _Writer:
         part: Float32Array = np.zeros(shape, np.float32)
         starts = np.array([*embedded.group_starts, embedded.vectors.shape[1]])
         _explain(slates.index, pool.rows, mean_weights, embedded.vectors, starts, rows, group, part)
+        self._names = [*embedded.group_names, "follows"]
+        if following is not None:
+            told = np.take_along_axis(following, np.maximum(slates.index, 0), 1)
+            most = np.abs(told) > np.abs(part)
+            group[most], part[most] = len(embedded.group_names), told[most]
         self._embedded = embedded
         self._settings = settings
         self._strategies = strategies
@@ -258,7 +275,7 @@ class _Writer:
 
     def slate(self, user: int) -> list[RecommendedItem]:
         """The user's slate, best first."""
-        ids, names, strategy = self._embedded.ids, self._embedded.group_names, self._strategies[user]
+        ids, names, strategy = self._embedded.ids, self._names, self._strategies[user]
         columns = self._index[user][: self._size(user)]
         return [
             RecommendedItem(

@@ -8,6 +8,7 @@
 
 and where the encoder has them, h + tanh(o W_o + b_o) in the place of h for a state with observation o, the odds
 exp(φᵀ c) of a click on a against none, and Q(s, ⊥), what a step without a click is worth: φᵀ w is the gain over it.
+Where a model carries a table of what follows what, Q(s, a) = φᵀ w + f(s, a) (`follows`).
 
 The encoders that move or read h are in `encoder.kinds`. `encoder.network` is all of it in torch; tests hold the two
 together.
@@ -26,6 +27,7 @@ from model_core.encoder.kinds import KINDS
 from model_core.errors import InvariantError
 from model_core.features.fusion import fuse, fusion_shapes, present
 from model_core.features.tokens import ItemTokens, context_tokens, item_tokens, summed_tokens, trait_tokens
+from model_core.follows import Follows
 from model_core.records import Item
 
 __all__ = ["FEATURES", "MAX_LOG_ODDS", "MAX_POSITIONS", "ServingModel", "weight_shapes"]
@@ -115,6 +117,7 @@ class ServingModel:
         popularity: decayed impressions and summed reward, by item id.
         neighbours: co-clicked items, best first, by item id.
         strategies: share of the traffic by strategy; what is not in it begins with an equal one.
+        follows: what follows what, a term of the score beside φᵀw; None for none.
     """
 
     name: str
@@ -130,6 +133,7 @@ class ServingModel:
     strategies: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     trained_transitions: int = 0
+    follows: Follows | None = None
 
     @classmethod
     def initial(cls, settings: EncoderSettings, *, seed: int = 0) -> "ServingModel":

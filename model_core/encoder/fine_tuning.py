@@ -5,7 +5,8 @@
 
 `frozen` learns w alone, `last` the layers from the state and from x(a) to φ too, `all` everything. What comes out
 serves as before: the prior's mean is w in units of reward (of a click's logit, its slope at the click rate), its noise
-what is left of the validation's squared error.
+what is left of the validation's squared error. The table of what follows what stays behind: it tells what is taken
+next, not what comes of what was shown.
 """
 
 import copy
@@ -161,4 +162,5 @@ def _served(model: ServingModel, tuning: _Tuning, validation: Sequence[Example],
         reward = (reward > 0).astype(float)
     noise = max(float(((scores - reward) ** 2).mean()), _LEAST_NOISE)
     precision = model.prior.precision
-    return replace(model, weights=tuning.network.weights(), prior=Prior(precision, precision @ mean, noise))
+    prior = Prior(precision, precision @ mean, noise)
+    return replace(model, weights=tuning.network.weights(), prior=prior, follows=None)

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model_core.evaluation.histories import History, latest
+from model_core.follows import recent_rows
 from model_core.records import Item
 from model_core.serving import ServingModel
 
@@ -55,9 +56,11 @@ class MarkovChain:
 
 
 def model_scores(model: ServingModel, items: Sequence[Item], histories: Sequence[History]) -> Float32Array:
-    """φ(s, a)ᵀ E[w] of every item after each history under the model's prior: how a worker ranks for a stranger."""
+    """φ(s, a)ᵀ E[w] + f(s, a) of every item after each history, by the prior: how a worker ranks for a stranger."""
     weight = np.linalg.solve(model.prior.precision, model.prior.information).astype(np.float32)
     inputs, vectors = model.item_inputs(items), model.item_vectors(items)
+    row = {item.item_id: number for number, item in enumerate(items)}
+    following = None if model.follows is None else model.follows.within(row, len(items))
     found = np.zeros((len(histories), len(items)), np.float32)
     for start in range(0, len(histories), _AT_ONCE):
         part = [latest(history) for history in histories[start : start + _AT_ONCE]]
@@ -69,4 +72,7 @@ def model_scores(model: ServingModel, items: Sequence[Item], histories: Sequence
             reward[place, : length[place]] = history.rewards
         users = model.user_vectors(model.last(x, reward, length), [one.traits for one in part], [{}] * len(part))
         found[start : start + len(part)] = (users * weight) @ vectors.T
+        if following is not None:
+            recent = recent_rows([history.items for history in part], len(following.lags))
+            found[start : start + len(part)] += following.scores(recent)
     return found
