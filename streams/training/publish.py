@@ -265,6 +265,7 @@ def _read_whole(client: Mapping[str, Any], topic: str) -> Iterator[Message]:
             "isolation.level": "read_committed",
             "auto.offset.reset": "earliest",
             "enable.partition.eof": True,
+            "topic.metadata.propagation.max.ms": 5_000,  # how long a topic may be unknown before that is an error
         }
     )
     deadline = time.monotonic() + _READ_S
