@@ -3,6 +3,7 @@
     python -m benchmarks.encoder_cost [--quick] [--json]
 
 Microseconds an event on one thread, default sizes, for batches of 1 and of 100 users; medians with their range.
+`follows` is what a table of what follows what adds to a slate: 50 successors of each of 1 682 items, the last 5 count.
 """
 
 import argparse
@@ -15,12 +16,16 @@ import numpy as np
 
 from benchmarks.report import Figure, main, median
 from model_core.config import EncoderKind, EncoderSettings
+from model_core.follows import Successors
 from model_core.serving import ServingModel
 
-__all__ = ["event"]
+__all__ = ["event", "slate"]
 
 _HISTORY: Final = 50
 _RUNS: Final = 7
+_ITEMS: Final = 1_682
+_SUCCESSORS: Final = 50
+_LAGS: Final = 5
 
 
 def event(kind: EncoderKind, users: int, seed: int) -> Callable[[], None]:
@@ -44,13 +49,29 @@ def event(kind: EncoderKind, users: int, seed: int) -> Callable[[], None]:
     return read
 
 
+def slate(users: int, seed: int) -> Callable[[], None]:
+    """What the table says of the whole catalogue to so many users."""
+    rng = np.random.default_rng(seed)
+    successors = np.sort(rng.random((_ITEMS, _ITEMS)).argsort(axis=1)[:, :_SUCCESSORS], axis=1).ravel()
+    starts = np.arange(_ITEMS + 1) * _SUCCESSORS
+    weight, lags = rng.random(len(successors)).astype(np.float32), np.ones(_LAGS, np.float32)
+    table = Successors(starts, successors, weight, lags)
+    recent = rng.integers(_ITEMS, size=(users, _LAGS))
+    scores = np.zeros((users, _ITEMS), np.float32)
+
+    def add() -> None:
+        np.add(scores, table.scores(recent), out=scores)
+
+    return add
+
+
 def measure(options: argparse.Namespace) -> Iterator[Figure]:
     """Every kind and batch size."""
     for users in (1, 100):
-        for kind in get_args(EncoderKind):
-            step = event(kind, users, options.seed)
+        steps = {f"{kind}_us_per_event": event(kind, users, options.seed) for kind in get_args(EncoderKind)}
+        for name, step in {**steps, "follows_us_per_slate": slate(users, options.seed)}.items():
             times = [_seconds(step, 0.05 if options.quick else 0.3) for _ in range(3 if options.quick else _RUNS)]
-            yield median(f"{kind}_us_per_event_{users}", [1e6 * each / users for each in times])
+            yield median(f"{name}_{users}", [1e6 * each / users for each in times])
 
 
 def _seconds(step: Callable[[], None], budget_s: float) -> float:

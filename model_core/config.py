@@ -598,7 +598,7 @@ class PretrainingSettings:
     objective: Literal["cross-entropy", "gbce"] = "cross-entropy"
     negatives: int = 256
     calibration: float = 0.75
-    epochs: int = 20
+    epochs: int = 16
     patience: int = 4
     batch_entries: int = 1_500
     length: int = 50

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import TopicMetadata
 
 from model_core.errors import HeadwaterError
 from model_core.records import ModelManifest, encode
@@ -255,6 +256,14 @@ def published_parts(client: Mapping[str, Any], topic: str) -> dict[str, dict[int
     return parts
 
 
+def _metadata(consumer: Consumer, topic: str) -> TopicMetadata:
+    """What the brokers know of a topic; a consumer that is assigned one which is not there would wait for it."""
+    try:
+        return consumer.list_topics(topic, timeout=_CALL_S).topics[topic]
+    except KafkaException as error:
+        raise BrokerAway(str(error)) from error
+
+
 def _read_whole(client: Mapping[str, Any], topic: str) -> Iterator[Message]:
     """Every committed record of the topic's model partition, up to its end as it is now."""
     consumer = Consumer(
@@ -265,11 +274,13 @@ def _read_whole(client: Mapping[str, Any], topic: str) -> Iterator[Message]:
             "isolation.level": "read_committed",
             "auto.offset.reset": "earliest",
             "enable.partition.eof": True,
-            "topic.metadata.propagation.max.ms": 5_000,  # how long a topic may be unknown before that is an error
         }
     )
     deadline = time.monotonic() + _READ_S
     try:
+        known = _metadata(consumer, topic)
+        if known.error is not None and known.error.code() in _UNKNOWN:
+            raise PublicationError(f"there is no topic {topic}: run `headwater topics create`")
         consumer.assign([TopicPartition(topic, _MODELS_PARTITION, 0)])
         while time.monotonic() < deadline:
             message = consumer.poll(0.5)
