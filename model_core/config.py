@@ -592,13 +592,13 @@ class PretrainingSettings:
         averaging: of the weights, what the average keeps at each step; 0 for none.
         follows: successors of each item in the table of what follows what (`model_core.follows`); 0 for no table.
         follows_reach: K, how many of the latest items bring their successors.
-        follows_decay: ρ, weight of a successor relative to one that came a place earlier.
+        follows_decay: ρ, weight of a successor relative to one that came a place earlier, when counted and when scored.
     """
 
     objective: Literal["cross-entropy", "gbce"] = "cross-entropy"
     negatives: int = 256
     calibration: float = 0.75
-    epochs: int = 16
+    epochs: int = 20
     patience: int = 4
     batch_entries: int = 1_500
     length: int = 50

@@ -4,12 +4,12 @@
     t(i, a) = c(i, a) / √(n(i) n(a)),   c(i, a) = Σ_l ρ^(l - 1) · how often a was the l-th after i,  l = 1 … K
 
 n counts how often an item occurs; of each item the `kept` successors with the largest t stay. The table is counted and
-β learned in pretraining (`encoder.pretraining`); a worker scores by φᵀw + f, and its heads learn what f leaves.
+β chosen in pretraining (`encoder.pretraining`); a worker scores by φᵀw + f, and its heads learn what f leaves.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -17,31 +17,13 @@ import numpy.typing as npt
 
 from model_core.kernel import kernel
 
-__all__ = ["Counted", "Entries", "Follows", "Successors", "recent_rows"]
+__all__ = ["Counted", "Follows", "Successors", "recent_rows"]
 
 Float32Array = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 
 _NEIGHBOURS: Final = 20
 """Successors that make an item's `neighbours`, which are candidates: as many as `learner.neighbours`."""
-
-
-class Entries(NamedTuple):
-    """The table's entries that score n users' items, one row each.
-
-    Attributes:
-        user: int64[m].
-        item: int64[m], row of the item that they score.
-        lag: int64[m], k - 1: how far back the item is that they follow.
-        times: float64[m], c(i, a).
-        norm: float64[m], √(n(i) n(a)).
-    """
-
-    user: IntArray
-    item: IntArray
-    lag: IntArray
-    times: npt.NDArray[np.float64]
-    norm: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +152,6 @@ class Counted:
     """
 
     def __init__(self, histories: Sequence[IntArray], size: int, *, kept: int, reach: int, decay: float) -> None:
-        self.reach, self.decay = reach, decay
         before = [items[:-lag] for lag in range(1, reach + 1) for items in histories]
         after = [items[lag:] for lag in range(1, reach + 1) for items in histories]
         share = [decay ** (lag - 1) for lag in range(1, reach + 1) for _ in histories]
@@ -187,16 +168,6 @@ class Counted:
         order = np.sort(order[np.arange(len(order)) - first < kept])
         self.starts = np.concatenate([[0], np.cumsum(np.bincount(of[order], minlength=size))]).astype(np.int64)
         self.item, self.count, self.norm = item[order], count[order], norm[order]
-
-    def entries(self, recent: IntArray) -> Entries:
-        """What scores the items after these, int64[B, K] rows, latest first, -1 for none."""
-        user, lag = np.nonzero(recent >= 0)
-        of = recent[user, lag]
-        lengths = self.starts[of + 1] - self.starts[of]
-        ends = np.cumsum(lengths)
-        place = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths - self.starts[of], lengths)
-        user, lag = np.repeat(user, lengths), np.repeat(lag, lengths)
-        return Entries(user, self.item[place], lag, self.count[place], self.norm[place])
 
     def follows(self, items: Sequence[str], lags: Float32Array) -> Follows:
         """The table as a model carries it, with this β."""

@@ -1,13 +1,13 @@
 """Pretraining of the encoder on logged histories: every item from what precedes it, or masked items from the rest.
 
-    f(s, a) = (u(s) ⊙ c)ᵀ v(a) + Σ_k β_k t(i_k, a)                          t: what follows what, `follows`
+    f(s, a) = (u(s) ⊙ c)ᵀ v(a)
 
     L_ce   = - log softmax f(s, ·) [a⁺]                                    over the whole catalogue
     L_gbce = - [ β log σ(f⁺) + Σ log(1 - σ(f⁻)) ] / (k + 1)                 k sampled negatives, α = k / (n - 1),
              β = α (t (1 - 1/α) + 1/α)                                     Petrov and Macdonald 2023, gSASRec
 
-β learns from a table without the very transition that it is to tell, or it would learn to trust what it has seen:
-t(i_k, a⁺) is (c(i_k, a⁺) - ρ^(k - 1)) / √(n(i_k) n(a⁺)) there.
+Beside the network stands a table of what follows what (`follows`), counted in the same histories; how much it weighs is
+told by the examples that validate, which it was not counted in: β_k = g ρ^(k - 1).
 
 What comes out is a model like the trainer's: the same tables, and a prior whose mean is c, scaled, so that a stranger's
 slate follows the next-item scores until rewards say more. An epoch is a function of the settings, the seed and its
@@ -31,11 +31,11 @@ from torch.nn import functional
 from model_core.bandit.head import Prior
 from model_core.config import EncoderSettings, LearnerSettings, PretrainingSettings
 from model_core.encoder.network import ItemBatch, Network, take_weights
-from model_core.errors import InvariantError, SettingsError
+from model_core.errors import SettingsError
 from model_core.evaluation.histories import Example, History, latest
 from model_core.evaluation.ranking import ndcg, ranks
 from model_core.features.tokens import item_tokens, trait_tokens
-from model_core.follows import Counted, Follows, recent_rows
+from model_core.follows import Counted, recent_rows
 from model_core.records import Item
 from model_core.serving import ServingModel
 
@@ -48,11 +48,10 @@ _PRIOR_SPREAD: Final = 0.1
 """Deviation of the published scores among the items of a state, in units of reward: a click rate's."""
 _PRIOR_VARIANCE: Final = 0.1
 _NOISE_VARIANCE: Final = 0.1
-_LAG_UNIT: Final = 10.0
-"""A table's weights are cosines, mostly below a tenth, and scores are logits: so β is of the size of other weights."""
-_FIRST_LAG: Final = 0.5
 _EVALUATED_AT_ONCE: Final = 256
 _RANKED: Final = 10
+_WEIGHTS: Final = (0.0, *(float(2 ** (step / 2)) for step in range(9)))
+"""What is tried for g, in deviations of the network's scores among items: from none to 16, by roots of two."""
 
 
 class Group(NamedTuple):
@@ -67,21 +66,6 @@ class Group(NamedTuple):
     rank: int = 0
     size: int = 1
     average: Callable[[Sequence[Tensor]], None] = lambda _: None
-
-
-class _Following(NamedTuple):
-    """The table's entries for what is told: their row among it, the item that they score, how far back, how much."""
-
-    user: Tensor
-    item: Tensor
-    lag: Tensor
-    weight: Tensor
-
-    def added(self, logits: Tensor, lags: Tensor, column: Tensor) -> Tensor:
-        """The logits [n, m] and what the table adds to them: each entry to its column, nowhere where that is -1."""
-        within = column >= 0
-        place = self.user[within] * logits.shape[1] + column[within]
-        return logits.flatten().index_add(0, place, lags[self.lag[within]] * self.weight[within]).view_as(logits)
 
 
 class Pretraining:
@@ -131,21 +115,11 @@ class Pretraining:
         self._best = self._averaged.state_dict()
         self._steps = 0
         self._counted = self._count() if settings.follows else None
-        reach = settings.follows_reach if settings.follows else 0
-        lags = [_FIRST_LAG * settings.follows_decay**lag for lag in range(reach)]
-        self._lags = torch.tensor(lags, device=device, requires_grad=True)
-        self._averaged_lags = self._lags.detach().clone()
-        self._best_lags = self._averaged_lags
+        self._weight = 0.0
         self._optimizer = torch.optim.AdamW(
-            self._learned, lr=settings.learning_rate, weight_decay=settings.weight_decay
+            self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
-        self._row = {item.item_id: number for number, item in enumerate(items)}
         self._item_batch = ItemBatch(*(self._tensor(part) for part in item_tokens(items, encoder).cut()))
-
-    @property
-    def _learned(self) -> list[Tensor]:
-        """Everything that training moves."""
-        return [*self.network.parameters(), self._lags]
 
     def _count(self) -> Counted:
         settings = self.settings
@@ -227,54 +201,28 @@ class Pretraining:
             states = functional.dropout(told[which], self.settings.dropout)
             known = self._known(self.network, histories)[:, None].expand(-1, rows.shape[1], -1)[which]
             user = self.network.user_vectors(states, known) * self.network.choice_weights
-            following = self._following(rows, which.cpu().numpy()) if self._counted else None
-            loss = self._loss(user, self.network.item_vectors(items), self._tensor(rows)[which], following, rng)
+            loss = self._loss(user, self.network.item_vectors(items), self._tensor(rows)[which], rng)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own
-        self._group.average([one.grad for one in self._learned if one.grad is not None])
-        torch.nn.utils.clip_grad_norm_(self._learned, 1.0)
+        self._group.average([one.grad for one in self.network.parameters() if one.grad is not None])
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self._optimizer.step()
         self._average()
         return float(loss.item())
 
-    def _following(self, rows: IntArray, which: npt.NDArray[np.bool_]) -> "_Following":
-        """What the table says of the entries that are told, `which` bool[n, L] of `rows`, each left out of its own."""
-        counted = self._required()
-        user, place = np.nonzero(which)
-        back = place[:, None] - 1 - np.arange(counted.reach)
-        recent = np.where(back >= 0, rows[user[:, None], np.maximum(back, 0)], -1)
-        found = counted.entries(recent)
-        own = (found.item == rows[user, place][found.user]) * counted.decay**found.lag
-        weight = (np.maximum(found.times - own, 0.0) / found.norm * _LAG_UNIT).astype(np.float32)
-        return _Following(*map(self._tensor, (found.user, found.item, found.lag, weight)))
-
-    def _required(self) -> Counted:
-        if self._counted is None:
-            raise InvariantError("there is no table of what follows what")
-        return self._counted
-
-    def _loss(
-        self, user: Tensor, vectors: Tensor, item: Tensor, following: "_Following | None", rng: np.random.Generator
-    ) -> Tensor:
+    def _loss(self, user: Tensor, vectors: Tensor, item: Tensor, rng: np.random.Generator) -> Tensor:
         if self.settings.objective == "cross-entropy":
-            logits = (user @ vectors.T).float()
-            if following is not None:
-                logits = following.added(logits, self._lags, following.item)
-            return functional.cross_entropy(logits, item, label_smoothing=self.settings.label_smoothing)
+            return functional.cross_entropy(
+                (user @ vectors.T).float(), item, label_smoothing=self.settings.label_smoothing
+            )
         count = min(self.settings.negatives, len(self.items) - 1)
         share = max(count, 1) / max(len(self.items) - 1, 1)
         beta = share * (self.settings.calibration * (1 - 1 / share) + 1 / share)
         negatives = self._tensor(rng.choice(len(self.items), count, replace=False))
-        positive = (user * vectors[item]).sum(dim=1).float()
-        negative = (user @ vectors[negatives].T).float()
-        if following is not None:
-            place = torch.full((len(self.items),), -1, device=item.device)
-            place[negatives] = torch.arange(count, device=item.device)
-            negative = following.added(negative, self._lags, place[following.item])
-            told = torch.where(following.item == item[following.user], 0, -1)
-            positive = following.added(positive[:, None], self._lags, told)[:, 0]
-        told_apart = functional.logsigmoid(-negative).masked_fill(negatives[None] == item[:, None], 0.0)
-        return -((beta * functional.logsigmoid(positive) + told_apart.sum(dim=1)) / (count + 1)).mean()
+        positive = functional.logsigmoid((user * vectors[item]).sum(dim=1))
+        negative = functional.logsigmoid(-(user @ vectors[negatives].T))
+        negative = negative.masked_fill(negatives[None] == item[:, None], 0.0)
+        return -((beta * positive + negative.sum(dim=1)) / (count + 1)).mean()
 
     def _average(self) -> None:
         self._steps += 1
@@ -282,14 +230,13 @@ class Pretraining:
         with torch.no_grad():
             for ours, theirs in zip(self._averaged.parameters(), self.network.parameters(), strict=True):
                 ours.lerp_(theirs, 1 - keep)
-            self._averaged_lags.lerp_(self._lags, 1 - keep)
 
     def _known(self, network: Network, histories: Sequence[History]) -> Tensor:
         rows, weights = known_tokens(histories, self.encoder)
         return network.known(self._tensor(rows), self._tensor(weights))
 
     def scores(self, histories: Sequence[History]) -> Float32Array:
-        """f(s, a) of every item after each history, under the averaged weights; float32[n, items]."""
+        """f(s, a) of every item after each history, under the averaged weights, no table; float32[n, items]."""
         network = self._averaged
         found = []
         with torch.no_grad():
@@ -301,31 +248,42 @@ class Pretraining:
                 state = network.last(items[self._tensor(rows)], self._tensor(reward), self._tensor(length))
                 user = network.user_vectors(state, self._known(network, part)) * network.choice_weights
                 found.append((user @ vectors.T).float().cpu().numpy())
-        scores = np.concatenate(found) if found else np.zeros((0, len(self.items)), np.float32)
-        if self._counted is not None:
-            table = self._follows(self._averaged_lags).within(self._row, len(self.items))
-            scores += table.scores(recent_rows([history.items for history in histories], len(table.lags)))
-        return scores
-
-    def _follows(self, lags: Tensor) -> Follows:
-        """The table with this β."""
-        told = (lags * _LAG_UNIT).cpu().numpy()
-        return self._required().follows([item.item_id for item in self.items], told)
+        return np.concatenate(found) if found else np.zeros((0, len(self.items)), np.float32)
 
     def validate(self, examples: Sequence[Example]) -> float:
-        """NDCG@10 of what followed, without what was seen; remembers the weights where it is the best so far."""
-        scores = self.scores([example.history for example in examples])
-        rank = ranks(
-            scores,
-            np.array([example.item for example in examples], np.int64),
-            [example.history.items for example in examples],
-        )
-        value = float(ndcg(rank, _RANKED).mean()) if len(rank) else 0.0
+        """NDCG@10 of what followed, without what was seen; remembers the weights where it is the best so far.
+
+        It is the network's alone: the table weighs what is best beside the weights that are remembered.
+        """
+        histories = [example.history for example in examples]
+        item = np.array([example.item for example in examples], np.int64)
+        scores = self.scores(histories)
+        value = _quality(scores, item, [history.items for history in histories])
         if value > self.best:
             self.best, self.best_epoch = value, self.epoch
             self._best = copy.deepcopy(self._averaged.state_dict())
-            self._best_lags = self._averaged_lags.clone()
+            self._weight = self._weighed(scores, item, histories)
         return value
+
+    def _weighed(self, scores: Float32Array, item: IntArray, histories: Sequence[History]) -> float:
+        """g: what ranks best, among all items and among unseen ones together, since rules may offer either."""
+        if self._counted is None or not len(item):
+            return 0.0
+        seen = [history.items for history in histories]
+        table = self._counted.follows([one.item_id for one in self.items], self._lags(1.0))
+        within = table.within({one.item_id: row for row, one in enumerate(self.items)}, len(self.items))
+        told = within.scores(recent_rows(seen, table.reach))
+        unit = float(scores.std(axis=1).mean())
+
+        def both(weight: float) -> float:
+            weighed = scores + np.float32(weight) * told
+            return _quality(weighed, item, None) + _quality(weighed, item, seen)
+
+        return max((unit * each for each in _WEIGHTS), key=both)
+
+    def _lags(self, weight: float) -> Float32Array:
+        """β."""
+        return (weight * self.settings.follows_decay ** np.arange(self.settings.follows_reach)).astype(np.float32)
 
     @property
     def ended(self) -> bool:
@@ -337,13 +295,14 @@ class Pretraining:
         network = copy.deepcopy(self._averaged)
         network.load_state_dict(self._best)
         choice = network.choice_weights.detach().double().cpu().numpy()
-        before = self._averaged, self._averaged_lags
-        self._averaged, self._averaged_lags = network, self._best_lags
+        self._averaged, before = network, self._averaged
         spread = float(self.scores(self._histories[:_EVALUATED_AT_ONCE]).std(axis=1).mean()) if self._histories else 1.0
-        self._averaged, self._averaged_lags = before
+        self._averaged = before
         unit = _PRIOR_SPREAD / max(spread, 1e-6)
         mean = choice * unit
-        follows = self._follows(self._best_lags * unit) if self._counted is not None else None
+        follows = None
+        if self._counted is not None and self._weight:
+            follows = self._counted.follows([item.item_id for item in self.items], self._lags(self._weight * unit))
         precision = np.eye(self.encoder.dimension) / _PRIOR_VARIANCE
         learner = LearnerSettings()
         counts = np.bincount(
@@ -362,7 +321,7 @@ class Pretraining:
                 item.item_id: (float(counts.max(initial=1)), float(n))
                 for item, n in zip(self.items, counts, strict=True)
             },
-            neighbours=follows.neighbours() if follows is not None else {},
+            neighbours={} if follows is None else follows.neighbours(),
             metrics=dict(metrics or {}),
             follows=follows,
         )
@@ -374,12 +333,11 @@ class Pretraining:
             ("network.", self.network.state_dict()),
             ("averaged.", self._averaged.state_dict()),
             ("best.", self._best),
-            ("lags.", {"now": self._lags, "averaged": self._averaged_lags, "best": self._best_lags}),
         ):
             parts |= {prefix + name: weight for name, weight in weights.items()}
         for index, state in self._optimizer.state_dict()["state"].items():
             parts |= {f"optimizer.{index}.{name}": part for name, part in state.items()}
-        words = json.dumps([self.epoch, self._steps, self.best, self.best_epoch]).encode()
+        words = json.dumps([self.epoch, self._steps, self.best, self.best_epoch, self._weight]).encode()
         arrays = {name: part.detach().cpu().contiguous().numpy() for name, part in parts.items()}
         return save({**arrays, "words": np.frombuffer(words, np.uint8)})
 
@@ -390,8 +348,8 @@ class Pretraining:
             SettingsError: its shapes are others.
         """
         arrays = load(blob)
-        self.epoch, self._steps, self.best, self.best_epoch = json.loads(arrays.pop("words").tobytes())
-        parts: dict[str, dict[str, Tensor]] = {"network": {}, "averaged": {}, "best": {}, "lags": {}, "optimizer": {}}
+        self.epoch, self._steps, self.best, self.best_epoch, self._weight = json.loads(arrays.pop("words").tobytes())
+        parts: dict[str, dict[str, Tensor]] = {"network": {}, "averaged": {}, "best": {}, "optimizer": {}}
         for name, array in arrays.items():
             group, _, rest = name.partition(".")
             parts[group][rest] = torch.from_numpy(array.copy())
@@ -401,9 +359,6 @@ class Pretraining:
         except RuntimeError as error:
             raise SettingsError(f"the checkpoint is of another encoder: {error}") from error
         self._best = parts["best"]
-        with torch.no_grad():
-            self._lags.copy_(parts["lags"]["now"])
-        self._averaged_lags, self._best_lags = (parts["lags"][name].to(self._device) for name in ("averaged", "best"))
         state: dict[int, dict[str, Tensor]] = {}
         for name, part in parts["optimizer"].items():
             index, _, key = name.partition(".")
@@ -412,6 +367,11 @@ class Pretraining:
 
     def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self._device)
+
+
+def _quality(scores: Float32Array, item: IntArray, seen: Sequence[IntArray] | None) -> float:
+    """NDCG@10 of these items, among all or without what was seen; 0 where there are none."""
+    return float(ndcg(ranks(scores, item, seen), _RANKED).mean()) if len(item) else 0.0
 
 
 def _masks(rng: np.random.Generator, shape: tuple[int, ...], length: IntArray, share: float) -> npt.NDArray[np.bool_]:

@@ -106,6 +106,23 @@ def test_it_ends_when_nothing_gets_better() -> None:
     assert made.epoch < 30
 
 
+def test_the_table_weighs_what_it_is_worth_to_those_who_validate() -> None:
+    """A network that has learned nothing is served with a table that tells the order; one without a table is not."""
+    split = leave_one_out(walks())
+    told = {}
+    for follows in (0, 5):
+        made = run(learning_rate=1e-9, follows=follows)
+        made.train_epoch()
+        assert made.model().follows is None  # Nobody has validated yet.
+        made.validate(split.validation)
+        model = model_file.unpack(*model_file.pack(made.model()))
+        told[follows] = quality(model_scores(model, ITEMS, [each.history for each in split.test]), split.test)
+        assert (model.follows is None) == (follows == 0)
+        assert model.neighbours.get("m0", [])[:1] == (["m1"] if follows else [])
+    assert told[0] < 0.6
+    assert told[5] > 0.9
+
+
 def test_another_catalogue_is_started_through_its_words() -> None:
     """Tokens are taken over, ids are not: they mean other items there."""
     taught = run()
