@@ -68,7 +68,7 @@ class Pretrained(msgspec.Struct, frozen=True, kw_only=True):
         left_out: records of no use, by reason.
         epochs: done, in this run and those it went on from.
         best_epoch: whose weights these are.
-        ndcg10_validation: of that epoch, among unseen items.
+        ndcg10_validation: of that epoch, among unseen items, without the table of what follows what.
         ndcg10_test: of the model as it serves, among unseen items; NaN is null.
         fine_tuned: validation loss before and after, where it was asked for.
         out: the folder.

@@ -599,7 +599,7 @@ class PretrainingSettings:
     negatives: int = 256
     calibration: float = 0.75
     epochs: int = 20
-    patience: int = 4
+    patience: int = 8
     batch_entries: int = 1_500
     length: int = 50
     learning_rate: float = 2e-3
