@@ -29,10 +29,10 @@ from model_core.online import Learned, learn
 from model_core.records import DEFAULT_USER, Cause, Click, Impression, Item, Recommendation, SlateItem
 from model_core.serving import ServingModel
 from model_core.strategy.arms import arms, assigned
-from model_core.user_state import Decision
+from model_core.user_state import Decision, UserState
 from model_core.work import Due, Work
 
-__all__ = ["Effects", "Engine", "EngineSettings", "warm_up"]
+__all__ = ["Concluded", "Effects", "Engine", "EngineSettings", "warm_up"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +72,22 @@ class Effects(NamedTuple):
     outputs: list[Output]
     counters: Counter[str]
     erased: dict[bytes, int]
+
+
+class Concluded(NamedTuple):
+    """A user after whole logs, see `Engine.conclude`.
+
+    Attributes:
+        key: the user's key on every topic.
+        state: the user's record.
+        cause: of the slate; None for no slate.
+        cause_ms: its event time.
+    """
+
+    key: bytes
+    state: UserState
+    cause: Cause | None
+    cause_ms: int
 
 
 class Engine:
@@ -159,6 +175,24 @@ class Engine:
         """What a user nobody has seen should get, under the reserved key; no record is kept of it."""
         effects = self.step(self.intake(clock, partition, ()), {}, [DEFAULT_USER.encode()], cause=cause)
         return effects._replace(states={}, due={})
+
+    def conclude(self, partition: int, clock: bytes, users: Sequence[Concluded]) -> Effects:
+        """Encode these users' records, with a slate for each who has a cause."""
+        batch, counters = self.intake(clock, partition, ()), Counter[str]()
+        works = []
+        for user in users:
+            work = Work(user.key, None, self.settings.join, self.settings.policy, counters)
+            work.state = user.state
+            if user.cause is not None:
+                work.call(user.cause, user.cause_ms)
+            works.append(work)
+        return self._finish(works, batch.clock, (), counters)
+
+    @property
+    def embedded(self) -> Embedded:
+        """The catalogue under the model, as it stands."""
+        self._embedded.refresh()
+        return self._embedded
 
     def _finish(self, works: Sequence[Work], clock: Clock, dead: Sequence[Output], counters: Counter[str]) -> Effects:
         self._embedded.refresh()

@@ -19,7 +19,7 @@ from model_core.errors import DecodeError, InvariantError, StateError
 from model_core.join import Clock, Dead, Origin
 from model_core.records import DEFAULT_USER, Click, DeadLetterHeaders, Heartbeat, Impression, Item, SessionEnd, User
 
-__all__ = ["Event", "Intake", "Output", "Role", "SourceRecord", "clock_of", "dead_letter", "take_in"]
+__all__ = ["Event", "Intake", "Output", "Role", "SourceRecord", "clock_of", "dead_letter", "decoded", "take_in"]
 
 Role = Literal["impressions", "clicks", "users"]
 OutputRole = Literal["recommendations", "transitions", "dead-letters", "erasures"]
@@ -166,21 +166,31 @@ def _precedes(source: SourceRecord, gone: Mapping[bytes, int]) -> bool:
 
 def _event(source: SourceRecord, clock: Clock, settings: JoinSettings) -> Event | None:
     """The checked event, None for a heartbeat; advances the clock."""
+    record = decoded(source, settings)
+    if record is None or isinstance(record, User):
+        return Event(source, record, late=False, clock=_copy(clock))
+    late = join.check(record, clock, settings, source.role, source.log_time_ms)
+    if isinstance(record, Heartbeat):
+        return None
+    return Event(source, record, late=late, clock=_copy(clock))
+
+
+def decoded(source: SourceRecord, settings: JoinSettings) -> Impression | Click | Heartbeat | SessionEnd | User | None:
+    """A record that passed the checks before those of time; None for one that erases its user.
+
+    Raises:
+        DecodeError: it did not.
+    """
     if source.role == "users" and source.value is None:
         _check_erasable(source.key)
-        return Event(source, None, late=False, clock=_copy(clock))
+        return None
     record = records.decode(source.role, source.value, max_bytes=settings.max_record_bytes)
     if isinstance(record, Item):
         raise InvariantError("a stream task takes impressions, clicks and users; items have a reader of their own")
     if isinstance(record, Click):
         join.check_kind(record, settings)
     _check_key(record, source.key)
-    if isinstance(record, User):
-        return Event(source, record, late=False, clock=_copy(clock))
-    late = join.check(record, clock, settings, source.role, source.log_time_ms)
-    if isinstance(record, Heartbeat):
-        return None
-    return Event(source, record, late=late, clock=_copy(clock))
+    return record
 
 
 def _check_erasable(key: bytes | None) -> None:

@@ -42,13 +42,14 @@ Forgetting happens at the user's next step, before anything else: observably, it
 from collections.abc import Mapping
 from typing import Final, Literal
 
-from model_core.join.checks import check, check_kind
+from model_core.join.checks import LATEST_EVENT_TIME_MS, check, check_kind, too_late
 from model_core.join.machine import apply
 from model_core.join.outcomes import Counted, Dead, Emitted, EmittedCause, Joined, Opened, Outcome
 from model_core.join.settling import due, settle
 from model_core.join.state import UNSET, Clock, Entry, JoinState, OpenImpression, Origin, Past, Sampled, WaitingClick
 
 __all__ = [
+    "LATEST_EVENT_TIME_MS",
     "TRANSITIONS",
     "UNSET",
     "Clock",
@@ -73,6 +74,7 @@ __all__ = [
     "check_kind",
     "due",
     "settle",
+    "too_late",
 ]
 
 Phase = Literal["unknown", "open", "settled"]

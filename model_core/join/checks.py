@@ -8,9 +8,9 @@ from model_core.errors import DecodeError
 from model_core.join.state import Clock
 from model_core.records import EARLIEST_EVENT_TIME_MS, Click, Heartbeat, Impression, SessionEnd, Source
 
-__all__ = ["check", "check_kind"]
+__all__ = ["LATEST_EVENT_TIME_MS", "check", "check_kind", "too_late"]
 
-_LATEST_EVENT_TIME_MS: Final = 253_402_300_800_000
+LATEST_EVENT_TIME_MS: Final = 253_402_300_800_000
 """The end of year 9999: where there is no log to compare with, a time beyond it cannot be meant."""
 
 
@@ -46,7 +46,7 @@ def check(
         DecodeError: `time-out-of-range` or `too-late`; the clock stays.
     """
     time_ms = event.event_time_ms
-    if not EARLIEST_EVENT_TIME_MS <= time_ms < _LATEST_EVENT_TIME_MS:
+    if not EARLIEST_EVENT_TIME_MS <= time_ms < LATEST_EVENT_TIME_MS:
         raise DecodeError("time-out-of-range", f"event_time_ms {time_ms} is not in the years 2000 to 9999")
     if log_time_ms is not None and time_ms > log_time_ms + settings.clock_skew_ms:
         raise DecodeError(
@@ -56,11 +56,7 @@ def check(
         )
     reached_ms = clock.clicks_ms if topic == "clicks" else clock.impressions_ms
     if time_ms < reached_ms - settings.correction_horizon_ms:
-        raise DecodeError(
-            "too-late",
-            f"event_time_ms {time_ms} is {reached_ms - time_ms} ms behind its partition of {topic}; "
-            f"correction_horizon_ms allows {settings.correction_horizon_ms}",
-        )
+        raise too_late(time_ms, reached_ms, topic, settings)
     if time_ms > reached_ms:
         if topic == "clicks":
             clock.clicks_ms = time_ms
@@ -68,3 +64,12 @@ def check(
             clock.impressions_ms = time_ms
         return False
     return time_ms < reached_ms - settings.allowed_lateness_ms
+
+
+def too_late(time_ms: int, reached_ms: int, topic: str, settings: JoinSettings) -> DecodeError:
+    """What an event of this time is told where its topic-partition has reached that one."""
+    return DecodeError(
+        "too-late",
+        f"event_time_ms {time_ms} is {reached_ms - time_ms} ms behind its partition of {topic}; "
+        f"correction_horizon_ms allows {settings.correction_horizon_ms}",
+    )

@@ -26,7 +26,7 @@ from model_core.records import (
     SessionEnd,
 )
 
-__all__ = ["apply"]
+__all__ = ["apply", "awaiting", "opened", "refusal", "taken_before"]
 
 _PUSHED_OUT_PER_OPEN: Final = 16
 """Ids of pushed-out impressions that are kept, for each one that may be open."""
@@ -100,6 +100,11 @@ def _find(opened: list[OpenImpression], impression_id: str) -> OpenImpression | 
 # Clicks
 
 
+def taken_before(kind: Literal["click", "impression"], record_id: str) -> str:
+    """What a dead letter says whose id came before with other content."""
+    return f"{kind} {record_id!r} came before with other content; the first stands"
+
+
 def _take_click(
     state: JoinState,
     click: Click,
@@ -114,7 +119,7 @@ def _take_click(
         outcomes.append(Counted("duplicate"))
         return
     if known == "conflict":
-        error = f"click {click.click_id!r} came before with other content; the first stands"
+        error = taken_before("click", click.click_id)
         outcomes.append(Dead("click-conflict", error, arrival.origin, arrival.key, arrival.value))
         return
     ids.pop(click.click_id, None)
@@ -122,23 +127,29 @@ def _take_click(
     if len(ids) > MAX_CLICK_IDS:
         del ids[next(iter(ids))]
         outcomes.append(Counted("click-ids-cap"))
-    waiting = WaitingClick(
+    waiting = awaiting(click, arrival.origin, (arrival.key, arrival.value), settings, late=arrival.late)
+    impression = _find(state.open, click.impression_id)
+    if impression is None:
+        _wait(state, waiting, settings, outcomes)
+    else:
+        _join(state, impression, waiting, settings, outcomes)
+
+
+def awaiting(
+    click: Click, origin: Origin, raw: tuple[bytes | None, bytes | None], settings: JoinSettings, *, late: bool
+) -> WaitingClick:
+    """A click as it is kept while it waits; arguments as of `apply`."""
+    return WaitingClick(
         click.event_time_ms,
         click.click_id,
         click.impression_id,
         click.item_id,
         click.kind,
         rewards.click_reward(click, settings),
-        arrival.late,
-        arrival.origin,
-        arrival.key,
-        arrival.value,
+        late,
+        origin,
+        *raw,
     )
-    impression = _find(state.open, click.impression_id)
-    if impression is None:
-        _wait(state, waiting, settings, outcomes)
-    else:
-        _join(state, impression, waiting, settings, outcomes)
 
 
 def _wait(state: JoinState, click: WaitingClick, settings: JoinSettings, outcomes: list[Outcome]) -> None:
@@ -162,18 +173,9 @@ def _join(
     outcomes: list[Outcome],
 ) -> None:
     """Add a click to its impression, or refuse it."""
-    since_ms = click.event_time_ms - impression.event_time_ms
-    if since_ms < -settings.clock_skew_ms:
-        error = f"{-since_ms} ms before its impression; clock_skew_ms is {settings.clock_skew_ms}"
-        outcomes.append(refuse(click, "click-before-impression", error))
-        return
-    if since_ms > settings.attribution_window_ms:
-        error = f"{since_ms} ms after its impression; the window is {settings.attribution_window_ms}"
-        outcomes.append(refuse(click, "click-after-window", error))
-        return
-    if click.item_id not in impression.item_ids:
-        error = f"item {click.item_id!r} is not in the slate of impression {impression.impression_id!r}"
-        outcomes.append(refuse(click, "item-not-in-slate", error))
+    refused = refusal(click, impression, settings)
+    if refused is not None:
+        outcomes.append(refused)
         return
     first = not impression.rewards
     joined = _add_reward(state, impression, click, settings, outcomes)
@@ -183,6 +185,21 @@ def _join(
             emit(state, impression, "corrected", settings, outcomes)
     elif first and settings.provisional_transitions:
         emit(state, impression, "provisional", settings, outcomes)
+
+
+def refusal(click: WaitingClick, impression: OpenImpression, settings: JoinSettings) -> Dead | None:
+    """Why a click does not count for its impression; None where it does."""
+    since_ms = click.event_time_ms - impression.event_time_ms
+    if since_ms < -settings.clock_skew_ms:
+        error = f"{-since_ms} ms before its impression; clock_skew_ms is {settings.clock_skew_ms}"
+        return refuse(click, "click-before-impression", error)
+    if since_ms > settings.attribution_window_ms:
+        error = f"{since_ms} ms after its impression; the window is {settings.attribution_window_ms}"
+        return refuse(click, "click-after-window", error)
+    if click.item_id not in impression.item_ids:
+        error = f"item {click.item_id!r} is not in the slate of impression {impression.impression_id!r}"
+        return refuse(click, "item-not-in-slate", error)
+    return None
 
 
 def _add_reward(
@@ -232,10 +249,10 @@ def _take_impression(
         if content in (known.content if known else None, pushed_out[0] if pushed_out else None):
             outcomes.append(Counted("duplicate"))
         else:
-            error = f"impression {record.impression_id!r} came before with other content; the first stands"
+            error = taken_before("impression", record.impression_id)
             outcomes.append(Dead("impression-conflict", error, arrival.origin, arrival.key, arrival.value))
         return
-    impression = _open(record, content, arrival.late)
+    impression = opened(record, content, arrival.late)
     place = bisect_left(state.open, transition.order_of(impression), key=transition.order_of)
     state.open.insert(place, impression)
     if arrival.on_open is not None:
@@ -249,7 +266,8 @@ def _take_impression(
         _push_out(state, settings, outcomes)
 
 
-def _open(record: Impression, content: int, late: bool) -> OpenImpression:  # noqa: FBT001 - as `apply` has it
+def opened(record: Impression, content: int, late: bool) -> OpenImpression:  # noqa: FBT001 - as `apply` has it
+    """An impression as it is kept, at its arrival."""
     slate = record.slate
     return OpenImpression(
         record.impression_id,

@@ -8,7 +8,7 @@ from model_core.join import history, transition
 from model_core.join.outcomes import Dead, Emitted, EmittedCause, Outcome
 from model_core.join.state import Clock, JoinState, OpenImpression, WaitingClick
 
-__all__ = ["due", "emit", "refuse", "settle"]
+__all__ = ["due", "emit", "orphaned", "refuse", "settle"]
 
 
 def settle(state: JoinState, clock: Clock, settings: JoinSettings) -> list[Outcome]:
@@ -31,7 +31,7 @@ def settle(state: JoinState, clock: Clock, settings: JoinSettings) -> list[Outco
         orphans_before_ms = clock.impressions_ms - settings.clock_skew_ms - settings.correction_horizon_ms
         while waiting and waiting[0].event_time_ms < orphans_before_ms:
             click = waiting.pop(0)
-            outcomes.append(refuse(click, "orphan-click", f"impression {click.impression_id!r} never came"))
+            outcomes.append(orphaned(click))
     _forget(state, clock, settings)
     return outcomes
 
@@ -113,3 +113,8 @@ def emit(
 def refuse(click: WaitingClick, reason: Reason, error: str) -> Dead:
     """A click that ends as a dead letter, with the bytes it came with."""
     return Dead(reason, f"click {click.click_id!r}: {error}", click.origin, click.key, click.value)
+
+
+def orphaned(click: WaitingClick) -> Dead:
+    """A click whose impression can come no more."""
+    return refuse(click, "orphan-click", f"impression {click.impression_id!r} never came")
