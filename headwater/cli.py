@@ -209,6 +209,14 @@ def produce(context: click.Context, /, feed: str, *, as_json: bool, **options: A
 @click.option("--closing-ms", type=int, help="Event time past the last record; else what settles everything.")
 @click.option("--seed", default=1, show_default=True, help="Of the simulator.")
 @click.option(
+    "--slates",
+    type=click.Choice(["each", "last"]),
+    default="each",
+    show_default=True,
+    help="Of files: one for each user in a batch, or a user's last one, which is many times as fast.",
+)
+@click.option("--no-transitions", is_flag=True, help="With --slates last: states and slates alone, faster still.")
+@click.option(
     "--verify", is_flag=True, help="Repeat the workers' own steps, and compare bit for bit; 4 where they differ."
 )
 @click.option("--compare", is_flag=True, help="Say what it would change of the live state, and for how many users.")
@@ -226,6 +234,8 @@ def replay(
     compare: bool,
     publish: bool,
     replace: bool,
+    slates: str,
+    no_transitions: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -239,7 +249,11 @@ def replay(
     from headwater.replay import replay as run  # noqa: PLC0415
 
     settings = _load(context).settings
+    if no_transitions and slates != "last":
+        raise click.UsageError("--no-transitions: expected --slates last beside it")
     if source.startswith("kafka:"):
+        if slates == "last":
+            raise click.UsageError("--slates last: expected files")
         from headwater.from_topics import replay_topics  # noqa: PLC0415
 
         asked = {"verify": verify, "publish": publish, "compare": compare, "replace": replace}
@@ -247,6 +261,10 @@ def replay(
         summary = replay_topics(settings, source, out, model=model, batch=batch, **asked)
     elif verify or publish or compare or replace:
         raise click.UsageError("--verify, --compare, --publish and --replace: expected a kafka: source")
+    elif slates == "last":
+        from headwater.whole_logs import replay_whole  # noqa: PLC0415
+
+        summary = replay_whole(settings, source, out, transitions=not no_transitions, **options)
     else:
         summary = run(settings, source, out, **options)
     _print(summary) if as_json else click.echo(described(summary))

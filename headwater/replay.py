@@ -26,8 +26,10 @@ from streams.store import RocksStore
 from streams.topics import partition_for
 
 __all__ = [
+    "HEARTBEAT_MS",
     "Files",
     "Replayed",
+    "closing_after_ms",
     "described",
     "engine_with",
     "made_empty",
@@ -35,7 +37,9 @@ __all__ = [
     "store_in",
 ]
 
-_HEARTBEAT_MS: Final = 10_000
+HEARTBEAT_MS: Final = 10_000
+"""Event time between two heartbeats, at least."""
+
 _TOPICS: Final = ("recommendations", "transitions", "dead-letters", "erasures", "steps")
 
 
@@ -56,6 +60,8 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
         same: with `--verify`, whether all hashes are the same and no step differs.
         published: with `--publish`, users whose state workers go on from.
         compared: with `--compare`, what would change of the live state, and for how many.
+        users_apart: with `--slates last`, users whom columns did not express: the engine stepped them.
+        by_batches: with `--slates last`, why the log went through the engine by batches after all.
     """
 
     source: str
@@ -71,6 +77,8 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     same: bool | None = None
     published: int | None = None
     compared: Compared | None = None
+    users_apart: int | None = None
+    by_batches: str | None = None
 
 
 class Files:
@@ -201,11 +209,16 @@ def store_in(out: Path, settings: Settings, partition: int, stack: ExitStack) ->
     return made
 
 
-def _with_heartbeats(feed: Feed, settings: Settings, closing_ms: int | None) -> Any:
-    """The feed with the heartbeats that `produce` would send."""
+def closing_after_ms(settings: Settings, closing_ms: int | None) -> int:
+    """Event time past the last record that heartbeats reach; what settles everything for None."""
     join = settings.join
     settles_ms = max(join.attribution_window_ms, join.session_gap_ms) + join.allowed_lateness_ms + 1
-    beats = Heartbeats(_HEARTBEAT_MS, closing_ms=settles_ms if closing_ms is None else closing_ms, ordered=feed.ordered)
+    return settles_ms if closing_ms is None else closing_ms
+
+
+def _with_heartbeats(feed: Feed, settings: Settings, closing_ms: int | None) -> Any:
+    """The feed with the heartbeats that `produce` would send."""
+    beats = Heartbeats(HEARTBEAT_MS, closing_ms=closing_after_ms(settings, closing_ms), ordered=feed.ordered)
     for record in feed:
         yield from beats.before(record)
         yield record
@@ -240,6 +253,8 @@ def described(replayed: Replayed) -> str:
         did,
         *(f"  {count:>10,} {topic}" for topic, count in replayed.outputs.items()),
         *(f"  {count:>10,} {outcome}" for outcome, count in sorted(replayed.outcomes.items())),
+        *([f"  {replayed.users_apart:>10,} users stepped apart"] if replayed.users_apart else []),
+        *([f"Not through columns ({replayed.by_batches}): slates at each batch."] if replayed.by_batches else []),
         *map(_verified, replayed.verified),
         *([] if replayed.compared is None else comparison.described(replayed.compared)),
         *([] if replayed.published is None else [f"Published {replayed.published:,} users: workers go on from there."]),

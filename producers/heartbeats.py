@@ -6,6 +6,9 @@ another one each topic has only promised its own newest time, so the slower topi
 
 from typing import Final, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from producers.feeds.feed import FeedRecord, heartbeat
 
 __all__ = ["Heartbeats"]
@@ -58,6 +61,23 @@ class Heartbeats:
         times = [self._last_ms + gap_ms * step // count for step in range(1, count + 1)]
         self._last_ms = reached_ms
         return [heartbeat(topic, each) for each in times for topic in _TOPICS]
+
+    def places(self, times_ms: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+        """Of a whole ordered feed, not at the log's pace: before which records heartbeats go, and their event time.
+
+        Args:
+            times_ms: int64[n], event times of impressions and clicks in the feed's order.
+        """
+        reached = np.maximum.accumulate(times_ms) if len(times_ms) else times_ms
+        found: list[tuple[int, int]] = []
+        place, last_ms = -1, int(reached[0]) if len(reached) else 0
+        while True:
+            due = int(np.searchsorted(reached, last_ms + self._every_ms, "left"))
+            place = max(place + _RECORDS_APART, due)
+            if place >= len(reached):
+                return found
+            last_ms = int(reached[place])
+            found.append((place, last_ms))
 
     def closing(self, now_ms: int) -> list[FeedRecord]:
         """The last heartbeats, after the feed's end; they do not run ahead of the clock.

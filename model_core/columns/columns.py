@@ -25,6 +25,7 @@ from model_core.records import (
     Heartbeat,
     Id,
     Impression,
+    Item,
     Propensity,
     PropensityKind,
     SessionEnd,
@@ -172,6 +173,7 @@ class Gathering:
         contexts: of the impressions that have one.
         decisions: that impressions echo.
         traits: that `users` records bring.
+        erasures: how many records erase their user.
     """
 
     def __init__(self, settings: JoinSettings) -> None:
@@ -181,10 +183,12 @@ class Gathering:
         self.decisions: dict[int, str] = {}
         self.traits: dict[int, dict[str, Any]] = {}
         self.rows = 0
+        self.erasures = 0
         self._settings = settings
         self._chunks: list[_Chunk] = []
         self._roles: list[Bytes] = []
         self._at: list[tuple[int, Callable[[int], SourceRecord]]] = []
+        self._plain: list[tuple[int, Role, Sequence[bytes | None]]] = []
 
     def take(
         self, role: Role, source: Callable[[int], SourceRecord], values: Sequence[bytes | None], *, plain: bool
@@ -202,6 +206,7 @@ class Gathering:
         """
         first = self.rows
         self._at.append((first, source))
+        self._plain.append((first, role, values if plain else ()))
         for start in range(0, len(values), _CHUNK):
             part = values[start : start + _CHUNK]
             if plain:
@@ -243,8 +248,15 @@ class Gathering:
         return source(row - first)
 
     def record(self, row: int) -> Impression | Click | Heartbeat | SessionEnd | User | None:
-        """A record, decoded; it passed that check before."""
-        return decoded(self.source(row), self._settings)
+        """A record, decoded; it passed that check before, so a plain one's key is not looked at again."""
+        first, role, values = next(each for each in reversed(self._plain) if each[0] <= row)
+        value = values[row - first] if values else None
+        if value is None:
+            return decoded(self.source(row), self._settings)
+        record = records.decode(role, value, max_bytes=self._settings.max_record_bytes)
+        if isinstance(record, Item):
+            raise InvariantError(f"row {row} is of {role}, where there are no items")
+        return record
 
     def impression(self, row: int) -> Impression:
         """An impression, decoded."""
@@ -378,6 +390,7 @@ class Gathering:
             self.refused[self.rows] = error
             return self._one(REFUSED)
         if record is None:
+            self.erasures += 1
             return self._one(ERASURE)
         if isinstance(record, Heartbeat):
             return self._one(BEAT, record.event_time_ms)

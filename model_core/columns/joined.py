@@ -30,6 +30,7 @@ from model_core.join.machine import awaiting, opened, refusal, taken_before
 from model_core.join.settling import orphaned
 from model_core.join.state import MAX_CLICK_IDS, MAX_RECENT_ENTRIES
 from model_core.kernel import kernel
+from model_core.records import Click, Impression
 
 __all__ = ["Clicks", "Entries", "Impressions", "Joined", "Task", "Traits"]
 
@@ -329,16 +330,14 @@ class Joined:
         held = np.searchsorted(came, now, "right") - before - (np.searchsorted(gone, now, "right") - left)
         self.apart[user[held > most]] = True
 
-    def content(self, place: int) -> int:
-        """Hash of a record's content."""
+    def content(self, place: int, record: Impression | Click | None = None) -> int:
+        """Hash of a record's content; the record where it is decoded already."""
         content = self._contents.get(place)
         if content is None:
-            row = int(self.task.order[place])
-            gathering = self.task.gathering
-            is_click = self.task.kind[place] == CLICK
-            content = self._contents[place] = content_of(
-                gathering.click(row) if is_click else gathering.impression(row)
-            )
+            row, gathering = int(self.task.order[place]), self.task.gathering
+            if record is None:
+                record = gathering.click(row) if self.task.kind[place] == CLICK else gathering.impression(row)
+            content = self._contents[place] = content_of(record)
         return content
 
     def _bury_conflict(self, place: int, kind: str, record_id: str) -> None:

@@ -155,7 +155,7 @@ class States:
         shown = joined.impressions
         place, start, end = int(shown.place[number]), int(shown.start[number]), int(shown.start[number + 1])
         record = task.gathering.impression(int(shown.row[number]))
-        impression = opened(record, joined.content(place), bool(shown.late[number]))
+        impression = opened(record, joined.content(place, record), bool(shown.late[number]))
         impression.settled = bool(shown.settled_at[number] < len(task))
         impression.revisions = int(shown.revisions[number])
         for click in self._clicks(number):

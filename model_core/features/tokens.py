@@ -165,6 +165,8 @@ def context_tokens(context: Mapping[str, Any], rows: int) -> Weighted:
 
 def _pairs(kind: str, values: Mapping[str, Any], rows: int) -> Weighted:
     """Rows of each value: of a list, of each of its elements; null is no value."""
+    if not values:
+        return [], []
     single = chain.from_iterable(
         ((name, one) for one in value) if isinstance(value, list) else ((name, value),)
         for name, value in values.items()

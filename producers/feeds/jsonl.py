@@ -8,19 +8,22 @@ be read is published as it is, so that the worker's dead letters say why, as the
 producer.
 """
 
-from collections.abc import Iterator
+import mmap
+from collections.abc import Iterator, Sequence
 from itertools import chain
+from os import SEEK_END
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final, get_args, overload
 
 import msgspec
+import numpy as np
 
 from model_core import records
 from model_core.errors import DecodeError, SettingsError
 from model_core.records import Heartbeat, Item, Source
 from producers.feeds.feed import Feed, FeedRecord, merge, of
 
-__all__ = ["jsonl_feed"]
+__all__ = ["Lines", "jsonl_feed", "topic_files"]
 
 _ROLES: Final[tuple[Source, ...]] = get_args(Source)
 _DECODE: Final = msgspec.json.Decoder().decode
@@ -32,20 +35,56 @@ def jsonl_feed(path: Path) -> Feed:
     Raises:
         SettingsError: nothing readable is there.
     """
+    files = topic_files(path)
+    if files:
+        return Feed(f"jsonl:{path.name}", lambda: _read_folder(dict(files)))
     if path.is_dir():
-        files: dict[Source, Path] = {
-            role: path / f"{role}.jsonl" for role in _ROLES if (path / f"{role}.jsonl").is_file()
-        }
-        if not files:
-            names = ", ".join(f"{role}.jsonl" for role in _ROLES)
-            raise SettingsError(f"log = {str(path)!r}: expected a folder with at least one of {names}")
-        return Feed(f"jsonl:{path.name}", lambda: _read_folder(files))
+        names = ", ".join(f"{role}.jsonl" for role in _ROLES)
+        raise SettingsError(f"log = {str(path)!r}: expected a folder with at least one of {names}")
     if not path.is_file():
         raise SettingsError(f"log = {str(path)!r}: expected a JSONL file or a folder of them")
-    if path.stem in _ROLES:
-        only: dict[Source, Path] = {role: path for role in _ROLES if role == path.stem}
-        return Feed(f"jsonl:{path.name}", lambda: _read_folder(only))
     return Feed(f"jsonl:{path.name}", lambda: _read_mixed(path), ordered=False)
+
+
+def topic_files(path: Path) -> dict[Source, Path] | None:
+    """The topics' files that a path stands for: a folder's, or one named after its topic; None for anything else."""
+    if path.is_dir():
+        found: dict[Source, Path] = {role: path / f"{role}.jsonl" for role in _ROLES}
+        return {role: file for role, file in found.items() if file.is_file()} or None
+    return {role: path for role in _ROLES if role == path.stem} or None if path.is_file() else None
+
+
+class Lines(Sequence[bytes]):
+    """Lines of a topic's file, stripped, without the empty ones; read as they are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._role: Source = next(role for role in _ROLES if role == path.stem)
+        with path.open("rb") as file:
+            empty = not file.seek(0, SEEK_END)
+            self._data = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        ends = np.flatnonzero(np.frombuffer(self._data, np.uint8) == ord("\n"))
+        bounds = np.concatenate([[-1], ends, [len(self._data)]])
+        filled = [n for n in range(len(bounds) - 1) if self._data[bounds[n] + 1 : bounds[n + 1]].strip()]
+        self._starts = (bounds[:-1] + 1)[filled].tolist()
+        self._ends = bounds[1:][filled].tolist()
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, number: int) -> bytes: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[bytes]: ...
+    def __getitem__(self, number: int | slice) -> bytes | list[bytes]:
+        data = self._data
+        if isinstance(number, slice):
+            bounds = zip(self._starts[number], self._ends[number], strict=True)
+            return [data[start:end].strip() for start, end in bounds]
+        return data[self._starts[number] : self._ends[number]].strip()
+
+    def record(self, number: int) -> FeedRecord:
+        """A line as the feed gives it."""
+        return _feed_record(self._role, self[number])
 
 
 def _read_folder(files: dict[Source, Path]) -> Iterator[FeedRecord]:
