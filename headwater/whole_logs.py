@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 from headwater.replay import HEARTBEAT_MS, Files, Replayed, closing_after_ms, engine_with, made_empty, replay, store_in
 from headwater.settings import Settings
-from model_core.columns import ROLES, Columns, Gathering, WholeTask, why_not
 from model_core.engine import Effects, Engine
 from model_core.errors import DecodeError
 from model_core.intake import Role, SourceRecord
+from model_core.wholelogs import ROLES, Columns, Gathering, WholeTask, why_not
 from producers.feeds.feed import FeedRecord
 from producers.feeds.jsonl import Lines, topic_files
 from producers.heartbeats import Heartbeats

@@ -14,8 +14,8 @@ from headwater.replay import Replayed, replay
 from headwater.settings import load
 from headwater.whole_logs import replay_whole
 from model_core import user_state
-from model_core.columns.apart import OF_SLATES
 from model_core.intake import Role
+from model_core.wholelogs.apart import OF_SLATES
 from producers.feeds.feed import FeedRecord
 from producers.heartbeats import Heartbeats
 from streams.ports import unpack

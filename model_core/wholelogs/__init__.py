@@ -5,7 +5,7 @@ come to, `states` the users' records and the last revisions; `apart` steps those
 all of it for one stream task.
 """
 
-from model_core.columns.columns import ROLES, Columns, Gathering
-from model_core.columns.whole import WholeTask, why_not
+from model_core.wholelogs.columns import ROLES, Columns, Gathering
+from model_core.wholelogs.whole import WholeTask, why_not
 
 __all__ = ["ROLES", "Columns", "Gathering", "WholeTask", "why_not"]

@@ -11,15 +11,15 @@ import msgspec
 import numpy as np
 
 from model_core import random, records, user_state
-from model_core.columns.apart import Stepped
-from model_core.columns.columns import IMPRESSION, Columns, Gathering, Ints
-from model_core.columns.heads import heads
-from model_core.columns.joined import Joined, Task, Traits
-from model_core.columns.states import States, transitions
 from model_core.engine import Concluded, Effects, Engine
 from model_core.errors import InvariantError
 from model_core.intake import Output
 from model_core.records import Cause
+from model_core.wholelogs.apart import Stepped
+from model_core.wholelogs.columns import IMPRESSION, Columns, Gathering, Ints
+from model_core.wholelogs.heads import heads
+from model_core.wholelogs.joined import Joined, Task, Traits
+from model_core.wholelogs.states import States, transitions
 
 __all__ = ["WholeTask", "why_not"]
 

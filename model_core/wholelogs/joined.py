@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from model_core import join, rewards
-from model_core.columns.columns import BEAT, CLICK, END, ERASURE, IMPRESSION, REFUSED, TRAITS, Columns, Gathering, Ints
 from model_core.config import JoinSettings
 from model_core.errors import DecodeError, InvariantError
 from model_core.intake import Output, SourceRecord, dead_letter
@@ -31,6 +30,18 @@ from model_core.join.settling import orphaned
 from model_core.join.state import MAX_CLICK_IDS, MAX_RECENT_ENTRIES
 from model_core.kernel import kernel
 from model_core.records import Click, Impression
+from model_core.wholelogs.columns import (
+    BEAT,
+    CLICK,
+    END,
+    ERASURE,
+    IMPRESSION,
+    REFUSED,
+    TRAITS,
+    Columns,
+    Gathering,
+    Ints,
+)
 
 __all__ = ["Clicks", "Entries", "Impressions", "Joined", "Task", "Traits"]
 

@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from model_core.bandit import head
 from model_core.candidates import Catalogue, Embedded
-from model_core.columns.columns import Ints
-from model_core.columns.joined import Joined, Traits
 from model_core.config import HeadSettings, JoinSettings
 from model_core.kernel import kernel
 from model_core.serving import ServingModel
 from model_core.user_state import RING_EVENT
+from model_core.wholelogs.columns import Ints
+from model_core.wholelogs.joined import Joined, Traits
 
 __all__ = ["Heads", "heads"]
 

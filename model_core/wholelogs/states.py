@@ -6,9 +6,6 @@ from typing import Final
 import numpy as np
 
 from model_core import join, rewards, user_state
-from model_core.columns.columns import CLICK, IMPRESSION, Ints
-from model_core.columns.heads import Heads
-from model_core.columns.joined import Joined, Traits
 from model_core.config import PolicySettings
 from model_core.join import UNSET, Entry, OpenImpression, Past
 from model_core.join.machine import opened
@@ -16,6 +13,9 @@ from model_core.join.state import JoinState
 from model_core.kernel import kernel
 from model_core.records import HistoryEntry, NextItem, NextState, Transition, TransitionItem, TransitionState
 from model_core.user_state import UserState
+from model_core.wholelogs.columns import CLICK, IMPRESSION, Ints
+from model_core.wholelogs.heads import Heads
+from model_core.wholelogs.joined import Joined, Traits
 
 __all__ = ["States", "transitions"]
 

@@ -12,14 +12,14 @@ import numpy as np
 
 from model_core import join, records, user_state
 from model_core.candidates import Catalogue
-from model_core.columns import ROLES, Gathering, WholeTask
-from model_core.columns.apart import OF_SLATES
 from model_core.config import EncoderSettings, HeadSettings, JoinSettings, PolicySettings
 from model_core.engine import Engine, EngineSettings
 from model_core.intake import Output, Role, SourceRecord
 from model_core.join import Clock
 from model_core.records import Cause, Item, Recommendation, Transition
 from model_core.serving import ServingModel
+from model_core.wholelogs import ROLES, Gathering, WholeTask
+from model_core.wholelogs.apart import OF_SLATES
 from tests.property import histories
 from tests.property.histories import Disorder, History
 from tests.property.test_join import DISORDERS, settings_of

@@ -7,11 +7,11 @@ import msgspec
 import numpy as np
 
 from model_core import records
-from model_core.columns.joined import Task
 from model_core.engine import Engine
 from model_core.intake import Event, Intake, Output
 from model_core.meta import starts
 from model_core.records import Cause, Recommendation
+from model_core.wholelogs.joined import Task
 from model_core.work import Due
 
 __all__ = ["OF_SLATES", "Stepped"]
