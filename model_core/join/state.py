@@ -89,7 +89,7 @@ class Past(Struct, array_like=True):
 
     item_ids: list[str] = field(default_factory=list)
     kinds: list[int] = field(default_factory=list)
-    rewards: list[float] = field(default_factory=list)
+    rewards: list[int | float] = field(default_factory=list)
     gaps_ms: list[int] = field(default_factory=list)
     last_ms: int = 0
     kind_names: list[str] = field(default_factory=list)

@@ -97,7 +97,7 @@ def test_a_users_record_does_not_grow() -> None:
     """With a full history and nothing open; the aim is 4 KB."""
     sizes = memory.record_bytes(5, seed=1)
     assert len(sizes) == 5
-    assert np.median(sizes) < 6_400
+    assert np.median(sizes) < 5_600
 
 
 def test_an_event_costs_about_the_same_with_more_users(tmp_path: Path) -> None:
