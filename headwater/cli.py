@@ -213,9 +213,9 @@ def produce(context: click.Context, /, feed: str, *, as_json: bool, **options: A
     type=click.Choice(["each", "last"]),
     default="each",
     show_default=True,
-    help="Of files: one for each user in a batch, or a user's last one, which is many times as fast.",
+    help="Of files: one for each user in a batch, or a user's last one, which is faster.",
 )
-@click.option("--no-transitions", is_flag=True, help="With --slates last: states and slates alone, faster still.")
+@click.option("--no-transitions", is_flag=True, help="With --slates last: states and slates alone.")
 @click.option(
     "--verify", is_flag=True, help="Repeat the workers' own steps, and compare bit for bit; 4 where they differ."
 )

@@ -669,7 +669,7 @@ _KNOWN: Final[dict[type[Struct], frozenset[str]]] = {
 
 
 def _with_positions(impression: Impression) -> Impression:
-    """Fill in left-out positions; refuse an item or a position that stands twice."""
+    """Fill in left-out positions; refuse an item that stands twice."""
     slate = impression.slate
     if len({shown.item_id for shown in slate}) != len(slate):
         raise DecodeError("schema", "an item stands twice in the slate")

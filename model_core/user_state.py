@@ -6,7 +6,7 @@ has a migration for and refuses anything else with `StateError`: garbage is neve
 
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 import numpy as np
@@ -18,7 +18,18 @@ from model_core.errors import StateError
 from model_core.join import JoinState, Sampled
 from model_core.records import Served
 
-__all__ = ["RING_EVENT", "VERSION", "Decision", "UserState", "checksum", "decode", "encode", "item_key", "item_keys"]
+__all__ = [
+    "RING_EVENT",
+    "VERSION",
+    "Decision",
+    "UserState",
+    "checksum",
+    "decode",
+    "encode",
+    "item_key",
+    "item_keys",
+    "latest",
+]
 
 VERSION: Final = 2
 """2 keeps candidates as `Sampled`; there is no migration from 1, which no release has written."""
@@ -30,6 +41,9 @@ _POSITION_BITS: Final = 8
 _HEADER_BYTES: Final = 5
 
 
+_Kept = TypeVar("_Kept", list[Any], npt.NDArray[np.uint64])
+
+
 def item_key(item_id: str) -> int:
     """56-bit hash of an item id, the lowest byte zero: room for a position."""
     return xxhash.xxh3_64_intdigest(item_id.encode()) >> _POSITION_BITS << _POSITION_BITS
@@ -38,6 +52,12 @@ def item_key(item_id: str) -> int:
 def item_keys(item_ids: list[str]) -> npt.NDArray[np.uint64]:
     """`item_key` of each id; uint64[n]."""
     return np.array([item_key(item_id) for item_id in item_ids], dtype=np.uint64)
+
+
+def latest(kept: _Kept, at_most: int) -> _Kept:
+    """The last of what is kept, at most so many: none for 0, of which `[-0:]` would keep all."""
+    last: _Kept = kept[max(len(kept) - at_most, 0) :]
+    return last
 
 
 class Decision(Struct, array_like=True, frozen=True):

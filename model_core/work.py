@@ -97,7 +97,7 @@ class Work:
         older = [
             msgspec.structs.replace(kept, candidates=None) if kept.candidates else kept for kept in self.state.decisions
         ]
-        self.state.decisions = [*older, decision][-self._policy.decisions :]
+        self.state.decisions = user_state.latest([*older, decision], self._policy.decisions)
 
     def stored(self) -> bytes | None:
         """The user's new record; None where the user was erased and has not come back."""
@@ -198,7 +198,8 @@ class Work:
         item_id = outcome.impression.item_ids[outcome.index]
         key = np.uint64(user_state.item_key(item_id))
         seen = np.frombuffer(self.state.seen, np.uint64)
-        self.state.seen = np.append(seen[seen != key], key)[-self._policy.seen_items :].tobytes()
+        seen = np.append(seen[seen != key], key)
+        self.state.seen = user_state.latest(seen, self._policy.seen_items).tobytes()
         if outcome.entry is not None:
             self.operations.append(Advance(item_id, outcome.entry.reward))
         if not outcome.impression.settled:

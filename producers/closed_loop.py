@@ -168,7 +168,8 @@ class ClosedLoop:
         if self.arm[user] == "headwater" and (shown := self._recommended(user)) is not None:
             return shown
         candidates = np.ones(len(self.people.items), dtype=bool)
-        candidates[self._seen[user][-self.settings.seen_items :]] = False
+        seen = self._seen[user]
+        candidates[seen[max(len(seen) - self.settings.seen_items, 0) :]] = False
         if self.arm[user] == "popularity":
             return slates.popular(rates, candidates, size)
         return slates.random(self.people.seed, user, round_, candidates, size)

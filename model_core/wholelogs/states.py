@@ -106,7 +106,7 @@ class States:
             hidden=heads.hidden[user].tobytes(),
             head=heads.packed[user].tobytes(),
             ring=ring.tobytes(),
-            seen=seen[-self._policy.seen_items :].tobytes(),
+            seen=user_state.latest(seen, self._policy.seen_items).tobytes(),
             active_ms=int(self._active[user]),
         )
 

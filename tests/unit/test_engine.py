@@ -223,6 +223,20 @@ def test_seen_and_unavailable_items_are_never_offered() -> None:
     assert shown == {"m0", "m1", "m3", "m4"}
 
 
+def test_who_keeps_none_of_them_keeps_none() -> None:
+    """Neither seen items, which are offered again then, nor decisions, of which every echo has expired."""
+    policy = PolicySettings(slate_size=6, candidates=6, seen_items=0, decisions=0)
+    task = Task(engine(catalogue_size=6, policy=policy))
+    task.send([impression("u", "i1", T0, SHOWN), click("u", "c1", "i1", "m2", T0 + 5)])
+    decided = task.recommendations()[-1]
+    assert {place.item_id for place in decided.slate} == {f"m{number}" for number in range(6)}
+    state = user_state.decode(task.states[b"u"])
+    assert (state.seen, state.decisions) == (b"", [])
+    shown = [place.item_id for place in decided.slate]
+    effects = task.send([impression("u", "i2", T0 + 9, shown, decision_id=decided.decision_id)])
+    assert effects.counters["decision-expired"] == 1
+
+
 def test_a_least_score_may_leave_the_slate_empty() -> None:
     """Nothing is shown that scores less than the least score."""
     task = Task(engine(policy=PolicySettings(slate_size=4, candidates=20, least_score=1e9)))
