@@ -174,7 +174,8 @@ def catch_up(
         kept = decode_offsets(store.meta(OFFSETS))
         if all(at <= kept.get(role, 0) for role, at in committed.items()):
             return recovered, {
-                role: kept.get(role, 0) or reader.begin(name, partition) for name, role in sources.items()
+                role: _first(kept.get(role, 0), reader.begin(name, partition), name, partition)
+                for name, role in sources.items()
             }
         structlog.get_logger().warning(
             "changelog-behind-group", partition=partition, committed=committed, kept=kept, **recovered._asdict()
@@ -187,6 +188,15 @@ def catch_up(
             )
         time.sleep(_ASK_AGAIN_S)
     return None
+
+
+def _first(position: int, begin: int, topic: str, partition: int) -> int:
+    """Where to go on; says so where that is after records that nobody has read."""
+    if 0 < position < begin:
+        structlog.get_logger().error(
+            "records-gone-unread", topic=topic, partition=partition, position=position, begin=begin
+        )
+    return max(position, begin)
 
 
 def changes_of(messages: Iterable[Any]) -> tuple[dict[bytes, bytes | None], int | None]:

@@ -87,9 +87,10 @@ class Logged(NamedTuple):
 class Following:
     """A broker with a changelog of one record and the group's offsets, which tells the changelog's end as given."""
 
-    def __init__(self, ends: list[int], committed: int) -> None:
+    def __init__(self, ends: list[int], committed: int, begin: int = 0) -> None:
         self.ends = ends
         self.offsets = committed
+        self.begin = begin
 
     def committed(self, parts: list[TopicPartition], timeout: float) -> list[TopicPartition]:
         assert timeout
@@ -97,7 +98,9 @@ class Following:
 
     def get_watermark_offsets(self, part: TopicPartition, timeout: float) -> tuple[int, int]:
         assert timeout
-        return 0, self.ends.pop(0) if part.topic == "changelog" and len(self.ends) > 1 else self.ends[0]
+        if part.topic != "changelog":
+            return self.begin, 20
+        return 0, self.ends.pop(0) if len(self.ends) > 1 else self.ends[0]
 
     def assign(self, parts: list[TopicPartition]) -> None:
         assert [part.offset for part in parts] == [0]
@@ -136,3 +139,14 @@ def test_a_changelog_without_what_the_group_committed_is_refused(store: RocksSto
     """It is another one, or the group was set forward by hand: either way there are events without their state."""
     with pytest.raises(SettingsError, match="holds no state for them, only for"):
         following(store, Following([1], committed=9), patience_s=0)
+
+
+def test_records_that_were_removed_before_anybody_read_them_are_named(
+    store: RocksStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The worker goes on after them, since nothing brings them back; but not without a word."""
+    _, positions = following(store, Following([1], committed=7, begin=12), patience_s=0)
+    assert positions == {"clicks": 12}
+    said = capsys.readouterr().out
+    assert "records-gone-unread" in said
+    assert "12" in said
