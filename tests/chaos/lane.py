@@ -181,6 +181,9 @@ class Lane:
         _until(lambda: bool(_opened(other)) or struck.process.poll() is not None, _REACH_S)
         self._end(other)
         _until(lambda: struck.process.poll() is not None, _REACH_S)
+        if struck.process.poll() == 1:  # Of an outage that another lane made meanwhile.
+            self._failed(struck)
+            struck = self._start("w0")
         self._kill(struck, strike.point)
 
     def _zombie(self, strike: Strike) -> None:
