@@ -331,7 +331,13 @@ class Lane:
         self._wait(lambda: _opened(self._alive(workers, "w0")) and not self._behind(), "everything is consumed")
 
     def _wait(self, condition: Callable[[], object], what: str) -> None:
-        wait_for(condition, what, PATIENCE_S)
+        """Wait; a failure has the ends of the newest logs, which go with the lane's directory."""
+        try:
+            wait_for(condition, what, PATIENCE_S)
+        except AssertionError as error:
+            newest = sorted(self._made.directory.glob("*.log"), key=lambda log: log.stat().st_mtime)[-2:]
+            ends = "\n".join(f"{log.name}: {log.read_text()[-4_000:]}" for log in newest)
+            raise AssertionError(f"{error}\n{ends}") from error
 
     def _finish(self) -> Verdict:
         workers = {"w0": self._start("w0")}
