@@ -103,8 +103,7 @@ def loop_settings(settings: Settings, rounds: int) -> LoopSettings:
 
 def past_settings(settings: Settings) -> WarmupSettings:
     """A past that has settled before the first round."""
-    join = settings.join
-    settling_ms = max(join.session_gap_ms, join.attribution_window_ms) + join.allowed_lateness_ms + 1
+    settling_ms = settings.join.settles_after_ms + 1
     return WarmupSettings(
         end_ms=START_MS - 2 * settling_ms, slate_size=settings.policy.slate_size, interval_ms=ROUND_MS
     )

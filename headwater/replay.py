@@ -211,9 +211,7 @@ def store_in(out: Path, settings: Settings, partition: int, stack: ExitStack) ->
 
 def closing_after_ms(settings: Settings, closing_ms: int | None) -> int:
     """Event time past the last record that heartbeats reach; what settles everything for None."""
-    join = settings.join
-    settles_ms = max(join.attribution_window_ms, join.session_gap_ms) + join.allowed_lateness_ms + 1
-    return settles_ms if closing_ms is None else closing_ms
+    return settings.join.settles_after_ms + 1 if closing_ms is None else closing_ms
 
 
 def _with_heartbeats(feed: Feed, settings: Settings, closing_ms: int | None) -> Any:

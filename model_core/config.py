@@ -110,6 +110,11 @@ class JoinSettings:
     max_waiting_clicks: int = 64
     max_record_bytes: int = 100_000
 
+    @property
+    def settles_after_ms(self) -> int:
+        """An impression settles once both topics have reached more than this past it."""
+        return max(self.attribution_window_ms, self.session_gap_ms) + self.allowed_lateness_ms
+
     def check(self) -> None:
         """Raise `SettingsError` where a value is out of range."""
         for key in (

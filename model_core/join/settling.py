@@ -18,8 +18,7 @@ def settle(state: JoinState, clock: Clock, settings: JoinSettings) -> list[Outco
         Outcomes, in order; the settled ones by (event time, impression id).
     """
     outcomes: list[Outcome] = []
-    window_ms, gap_ms = settings.attribution_window_ms, settings.session_gap_ms
-    settled_before_ms = clock.watermark_ms() - settings.allowed_lateness_ms - max(window_ms, gap_ms)
+    settled_before_ms = clock.watermark_ms() - settings.settles_after_ms
     for impression in state.open:
         if impression.event_time_ms >= settled_before_ms:
             break
@@ -46,8 +45,7 @@ def due(state: JoinState, settings: JoinSettings) -> tuple[int | None, int | Non
     settle_at_ms = orphan_at_ms = None
     for impression in state.open:
         if not impression.settled:
-            span_ms = max(settings.attribution_window_ms, settings.session_gap_ms)
-            settle_at_ms = impression.event_time_ms + span_ms + settings.allowed_lateness_ms
+            settle_at_ms = impression.event_time_ms + settings.settles_after_ms
             break
     if state.waiting:
         wait_ms = settings.clock_skew_ms + settings.correction_horizon_ms

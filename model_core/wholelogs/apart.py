@@ -41,7 +41,6 @@ class Stepped:
         self._key = task.gathering.users.all()[user].encode()
         self._last: dict[str, Output] = {}
         self._due: Due = (None, None)
-        self._watermark_ms = np.minimum(task.impressions_ms, task.clicks_ms)
         for place in np.flatnonzero(task.event & (task.user == user)).tolist():
             self._settle_before(place)
             record: Any = task.gathering.record(int(task.order[place]))
@@ -62,7 +61,7 @@ class Stepped:
         settles, orphans = self._due
         places = [len(self._task)]
         if settles is not None:
-            places.append(int(np.searchsorted(self._watermark_ms, settles, "right")))
+            places.append(int(np.searchsorted(self._task.watermark_ms, settles, "right")))
         if orphans is not None:
             places.append(int(np.searchsorted(self._task.impressions_ms, orphans, "right")))
         return min(places)

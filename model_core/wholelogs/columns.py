@@ -107,13 +107,16 @@ class Names:
 
     def __init__(self) -> None:
         self.number: defaultdict[str, int] = defaultdict(lambda: len(self.number))
+        self._all: list[str] = []
 
     def __len__(self) -> int:
         return len(self.number)
 
     def all(self) -> list[str]:
-        """Every name, by its number."""
-        return list(self.number)
+        """Every name, by its number; not to be changed."""
+        if len(self._all) < len(self.number):
+            self._all = list(self.number)
+        return self._all
 
 
 class Columns(NamedTuple):
@@ -220,24 +223,7 @@ class Gathering:
     def beats(self, role: Role, times_ms: Sequence[int]) -> range:
         """Take heartbeats that nobody wrote."""
         first, count = self.rows, len(times_ms)
-        times = np.array(times_ms, np.int64)
-        none = np.full(count, -1, np.int64)
-        nothing = np.zeros(0, np.int64)
-        self._chunks.append(
-            _Chunk(
-                kind=np.full(count, BEAT, np.int8),
-                time_ms=times,
-                user=none,
-                impression=none,
-                click=none,
-                item=none,
-                reward=np.zeros(count),
-                feedback=none,
-                places=np.zeros(count, np.int64),
-                shown=nothing,
-                position=nothing,
-            )
-        )
+        self._chunks.append(_blank(BEAT, np.array(times_ms, np.int64)))
         self._roles.append(np.full(count, ROLES.index(role), np.int8))
         self.rows += count
         return range(first, self.rows)
@@ -296,10 +282,10 @@ class Gathering:
 
     def _chunk(self, role: Role, source: Callable[[int], SourceRecord], start: int, values: Sequence[Any]) -> _Chunk:
         fast = _decoded_fast(role, values, self._settings.max_record_bytes)
-        if role == "impressions" and None not in fast and (chunk := self._impressions(fast)) is not None:
-            return chunk
-        if role == "clicks" and None not in fast and (chunk := self._clicks(fast)) is not None:
-            return chunk
+        if fast is not None:
+            chunk = self._impressions(fast) if role == "impressions" else self._clicks(fast)
+            if chunk is not None:
+                return chunk
         if len(values) > 1:  # One that is out of the ordinary slows its neighbours alone.
             middle = max(1, len(values) // 8)
             rows, parts = self.rows, []
@@ -319,7 +305,6 @@ class Gathering:
         return _together(parts)
 
     def _impressions(self, records: Sequence[_Impression]) -> _Chunk | None:
-        count = len(records)
         time_ms = _times([one.event_time_ms for one in records])
         if time_ms is None:
             return None
@@ -338,23 +323,16 @@ class Gathering:
             if one.decision_id is not None:
                 self.decisions[row] = one.decision_id
         users, ids = self.users.number, self.impressions.number
-        none = np.full(count, -1, np.int64)
-        return _Chunk(
-            np.full(count, IMPRESSION, np.int8),
-            time_ms,
-            np.array([users[one.user_id] for one in records], np.int64),
-            np.array([ids[one.impression_id] for one in records], np.int64),
-            none,
-            none,
-            np.zeros(count),
-            none,
-            places,
-            shown,
-            position,
+        return _blank(IMPRESSION, time_ms)._replace(
+            user=np.array([users[one.user_id] for one in records], np.int64),
+            impression=np.array([ids[one.impression_id] for one in records], np.int64),
+            places=places,
+            shown=shown,
+            position=position,
         )
 
     def _clicks(self, records: Sequence[_Click]) -> _Chunk | None:
-        count, settings = len(records), self._settings
+        settings = self._settings
         time_ms = _times([one.event_time_ms for one in records])
         if time_ms is None or any(one.user_id == DEFAULT_USER or abs(one.value) >= _EXACT for one in records):
             return None
@@ -365,18 +343,13 @@ class Gathering:
             return None
         users, ids, clicks = self.users.number, self.impressions.number, self.clicks.number
         items, kinds = self.items.number, self.kinds.number
-        return _Chunk(
-            np.full(count, CLICK, np.int8),
-            time_ms,
-            np.array([users[one.user_id] for one in records], np.int64),
-            np.array([ids[one.impression_id] for one in records], np.int64),
-            np.array([clicks[one.click_id] for one in records], np.int64),
-            np.array([items[one.item_id] for one in records], np.int64),
-            reward,
-            np.array([kinds[one.kind] for one in records], np.int64),
-            np.zeros(count, np.int64),
-            np.zeros(0, np.int64),
-            np.zeros(0, np.int64),
+        return _blank(CLICK, time_ms)._replace(
+            user=np.array([users[one.user_id] for one in records], np.int64),
+            impression=np.array([ids[one.impression_id] for one in records], np.int64),
+            click=np.array([clicks[one.click_id] for one in records], np.int64),
+            item=np.array([items[one.item_id] for one in records], np.int64),
+            reward=reward,
+            feedback=np.array([kinds[one.kind] for one in records], np.int64),
         )
 
     def _slow(self, source: SourceRecord) -> _Chunk:  # noqa: PLR0911 - one for each kind of record
@@ -435,20 +408,39 @@ class Gathering:
         )
 
 
+def _blank(kind: int, time_ms: Ints) -> _Chunk:
+    """Records of one kind that have a time and nothing else."""
+    count = len(time_ms)
+    none, nothing = np.full(count, -1, np.int64), np.zeros(0, np.int64)
+    return _Chunk(
+        kind=np.full(count, kind, np.int8),
+        time_ms=time_ms,
+        user=none,
+        impression=none,
+        click=none,
+        item=none,
+        reward=np.zeros(count),
+        feedback=none,
+        places=np.zeros(count, np.int64),
+        shown=nothing,
+        position=nothing,
+    )
+
+
 def _together(chunks: Sequence[_Chunk]) -> _Chunk:
     return _Chunk(*(np.concatenate(columns) for columns in zip(*chunks, strict=True)))
 
 
-def _decoded_fast(role: Role, values: Sequence[bytes | None], max_bytes: int) -> list[Any]:
-    """What the typed decoder of a role takes at once; None for the others."""
+def _decoded_fast(role: Role, values: Sequence[bytes | None], max_bytes: int) -> list[Any] | None:
+    """What the typed decoder of a role makes of these; None where it does not take all of them."""
     decoder = _FAST.get(role)
     if decoder is None or any(value is None or len(value) > max_bytes for value in values):
-        return [None] if len(values) else []
+        return None
     decode = decoder.decode
     try:
         return [decode(value) for value in values if value is not None]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return [None]
+        return None
 
 
 def _positions(places: Ints) -> Ints:

@@ -34,7 +34,6 @@ from model_core.wholelogs.columns import (
     BEAT,
     CLICK,
     END,
-    ERASURE,
     IMPRESSION,
     REFUSED,
     TRAITS,
@@ -63,6 +62,7 @@ class Task:
     Attributes:
         impressions_ms: int64[n], M of impressions after each record.
         clicks_ms: the same of clicks.
+        watermark_ms: int64[n], the smaller of the two.
         too_late: bool[n].
         late: bool[n].
         event: bool[n], whether the record reached its user.
@@ -92,6 +92,7 @@ class Task:
             reached.append(ms)
             before[mine] = np.concatenate([[join.UNSET], ms])[:-1][mine]
         self.impressions_ms, self.clicks_ms = reached
+        self.watermark_ms: Ints = np.minimum(*reached)
         self.too_late = timed & (self.time_ms < before - settings.correction_horizon_ms)
         self.late = timed & ~self.too_late & (self.time_ms < before - settings.allowed_lateness_ms)
         self.event = (timed & ~self.too_late & (self.kind != BEAT)) | (self.kind == TRAITS)
@@ -102,11 +103,6 @@ class Task:
 
     def __len__(self) -> int:
         return len(self.order)
-
-    @property
-    def erases(self) -> bool:
-        """Whether some record erases its user."""
-        return bool((self.kind == ERASURE).any())
 
     def clock(self, place: int) -> Clock:
         """The task's clock right after a record."""
@@ -262,18 +258,9 @@ class Joined:
         forgotten = np.minimum(
             task.clicks_ms - settings.attribution_window_ms, task.impressions_ms - settings.session_gap_ms
         )
-        settled: Ints = self._watermark() - self._settles_after_ms
+        settled: Ints = task.watermark_ms - settings.settles_after_ms
         below: Ints = np.minimum(forgotten - settings.correction_horizon_ms, settled)
         return below
-
-    def _watermark(self) -> Ints:
-        watermark_ms: Ints = np.minimum(self.task.impressions_ms, self.task.clicks_ms)
-        return watermark_ms
-
-    @property
-    def _settles_after_ms(self) -> int:
-        settings = self._settings
-        return max(settings.attribution_window_ms, settings.session_gap_ms) + settings.allowed_lateness_ms
 
     def _open(self) -> None:
         """Which impressions open, and in what order they stand; the others are duplicates or conflicts."""
@@ -302,7 +289,7 @@ class Joined:
         start = np.concatenate([[0], np.cumsum(places)])
         slots = _ranges(columns.slate_start[row], places)
         item = columns.shown[slots]
-        settled_at = _first_above(self._watermark(), task.time_ms[place] + self._settles_after_ms)
+        settled_at = _first_above(task.watermark_ms, task.time_ms[place] + self._settings.settles_after_ms)
         settled_at = np.where(settled_at < len(task), np.maximum(settled_at, place), len(task))
         user, time_ms = task.user[place], task.time_ms[place]
         nothing = np.zeros(len(place), np.int64)

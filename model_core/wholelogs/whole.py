@@ -5,7 +5,7 @@ made once, at the end: see docs/adr/0022-columnar-backfill.md for what is equal 
 """
 
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -40,15 +40,6 @@ def why_not(engine: Engine) -> str | None:
     return None
 
 
-class _Final(NamedTuple):
-    """A user at the end, before the slate."""
-
-    key: bytes
-    state: user_state.UserState
-    cause: Cause | None
-    cause_ms: int
-
-
 class WholeTask:
     """One stream task's whole logs.
 
@@ -65,7 +56,6 @@ class WholeTask:
         task: the records.
         counters: outcomes by name; complete once `effects` has ended.
         apart: how many users the engine stepped one by one.
-        users: how many have a record.
     """
 
     def __init__(
@@ -87,11 +77,8 @@ class WholeTask:
         self.counters = self.task.counters + self.joined.counters
         self._count_traits()
         self._states: States | None = None
-        self._stepped = {
-            user: Stepped(engine, self.task, user, topics)
-            for user in np.flatnonzero(self.joined.apart).tolist()
-            if (self.task.event & (self.task.user == user)).any()
-        }
+        apart = np.intersect1d(np.flatnonzero(self.joined.apart), self.task.user[self.task.event])
+        self._stepped = {user: Stepped(engine, self.task, user, topics) for user in apart.tolist()}
         self.apart = len(self._stepped)
         for stepped in self._stepped.values():
             self.counters += stepped.counters
@@ -115,7 +102,7 @@ class WholeTask:
 
     def effects(self) -> Iterator[Effects]:
         """Records and slates of all users, some at a time; the slates are made of the records."""
-        some: list[_Final] = []
+        some: list[Concluded] = []
         for each in self._final():
             some.append(each)
             if len(some) == _USERS:
@@ -150,7 +137,7 @@ class WholeTask:
             self.counters = +self.counters
         return self._states
 
-    def _final(self) -> Iterator[_Final]:
+    def _final(self) -> Iterator[Concluded]:
         states = self.states()
         for user in states.users.tolist():
             place = int(states.cause_at[user])
@@ -158,11 +145,11 @@ class WholeTask:
             if place >= 0:
                 origin = self.task.origin(place)
                 cause = Cause(topic=origin.topic, partition=origin.partition, offset=origin.offset)
-            yield _Final(states.key(user), states.state(user), cause, self._cause_ms(place))
+            yield Concluded(states.key(user), states.state(user), cause, self._cause_ms(place))
         for user, stepped in self._stepped.items():
             if stepped.state is None:
                 raise InvariantError("a user who is set apart has events, and no erasure among them")
-            yield _Final(states.key(user), user_state.decode(stepped.state), stepped.cause, stepped.cause_ms)
+            yield Concluded(states.key(user), user_state.decode(stepped.state), stepped.cause, stepped.cause_ms)
 
     def _cause_ms(self, place: int) -> int:
         """Event time of a cause; the watermark for new traits."""
@@ -171,9 +158,8 @@ class WholeTask:
         time_ms = int(self.task.time_ms[place])
         return time_ms if time_ms >= 0 else self.task.clock(place).watermark_ms()
 
-    def _conclude(self, some: list[_Final]) -> Effects:
-        concluded = [Concluded(*each) for each in some]
-        effects = self._engine.conclude(self.task.partition, self.clock, concluded)
+    def _conclude(self, some: list[Concluded]) -> Effects:
+        effects = self._engine.conclude(self.task.partition, self.clock, some)
         self.counters += effects.counters
         return effects
 
