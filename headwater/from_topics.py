@@ -30,7 +30,7 @@ from model_core.records import Step
 from streams import recovery
 from streams.agents.catalogue import CatalogueFeed
 from streams.clients import confluent_config
-from streams.gather import Gather
+from streams.gather import Gather, chunks
 from streams.metrics import Metrics
 from streams.ports import CLOCK, ERASURE_KEY, MARKER, OFFSETS, TOPICS, USER, Landing
 from streams.store import RocksStore
@@ -209,7 +209,7 @@ class _Run:
                     if not gather.full(role):
                         some = log.some(_FETCHED, *self._wanted)
                         self.records[role] += len(some)
-                        gather.put(role, some)
+                        gather.put(role, chunks(role, some))
                 full = all(gather.full(role) or log.ended for role, log in logs.items())
                 taken = gather.take(self._batch, patient=not full)
                 if taken is not None:

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
-from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, KafkaException, TopicPartition
 
 from model_core.errors import HeadwaterError
-from streams.assigned import Assigned
+from streams.assigned import Assigned, is_end
 from streams.clients import ask
 from streams.settings import StreamSettings
 
@@ -111,7 +111,7 @@ class Reader:
         found = []
         for message in self._assigned.consume(at_most, timeout_s):
             error = message.error()
-            if error is not None and error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 - librdkafka's own name
+            if error is not None and not is_end(error):
                 raise KafkaException(error)
             found.append((self._roles[message.topic()], message))
         return found

@@ -13,7 +13,7 @@ from confluent_kafka import Consumer, KafkaError, TopicPartition
 from streams.clients import confluent_config
 from streams.settings import StreamSettings
 
-__all__ = ["Assigned", "is_passing"]
+__all__ = ["Assigned", "is_end", "is_passing", "unsubscribed"]
 
 _PASSING: Final = frozenset(
     (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._TIMED_OUT)  # noqa: SLF001 - public names
@@ -23,6 +23,29 @@ _PASSING: Final = frozenset(
 def is_passing(error: KafkaError) -> bool:
     """Whether a consumer that meets this error goes on by itself."""
     return bool(error.retriable()) or error.code() in _PASSING
+
+
+def is_end(error: KafkaError) -> bool:
+    """Whether it is no error, but the event that a partition has been read to its end."""
+    return bool(error.code() == KafkaError._PARTITION_EOF)  # noqa: SLF001 - its public name
+
+
+def unsubscribed(settings: StreamSettings, name: str, *, fetch_wait_ms: int, **more: Any) -> Consumer:
+    """A consumer of committed records that joins no group and tells ends; arguments as of `Assigned`."""
+    return Consumer(
+        confluent_config(
+            settings,
+            **{
+                "group.id": name,
+                "enable.auto.commit": False,
+                "enable.partition.eof": True,
+                "isolation.level": "read_committed",
+                "auto.offset.reset": "earliest",
+                "fetch.wait.max.ms": fetch_wait_ms,
+                **more,
+            },
+        )
+    )
 
 
 class Assigned:
@@ -40,19 +63,7 @@ class Assigned:
     def __init__(self, settings: StreamSettings, name: str, *, fetch_wait_ms: int = 20) -> None:
         self._positions: dict[tuple[str, int], int] = {}
         self._at_end: set[tuple[str, int]] = set()
-        self.consumer = Consumer(
-            confluent_config(
-                settings,
-                **{
-                    "group.id": name,
-                    "enable.auto.commit": False,
-                    "enable.partition.eof": True,
-                    "isolation.level": "read_committed",
-                    "auto.offset.reset": "earliest",
-                    "fetch.wait.max.ms": fetch_wait_ms,
-                },
-            )
-        )
+        self.consumer = unsubscribed(settings, name, fetch_wait_ms=fetch_wait_ms)
 
     def assign(self, positions: Mapping[tuple[str, int], int]) -> None:
         """Read these partitions, from these offsets on, and no others."""
@@ -68,7 +79,7 @@ class Assigned:
             if message.error() is None:
                 self._positions[part] = message.offset() + 1
                 self._at_end.discard(part)
-            elif message.error().code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - its public name
+            elif is_end(message.error()):
                 self._positions[part] = message.offset()
                 self._at_end.add(part)
         return messages

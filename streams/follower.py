@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import structlog
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaException
 
 from model_core.errors import SettingsError
-from streams.assigned import Assigned, is_passing
+from streams.assigned import Assigned, is_end, is_passing
 from streams.settings import StreamSettings
 
 __all__ = ["Follower"]
@@ -82,7 +82,7 @@ class Follower:
                 error = message.error()
                 if error is None:
                     messages.append(message)
-                elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - its public name
+                elif is_end(error):
                     ahead.discard(message.partition())
                 elif is_passing(error):
                     structlog.get_logger().warning("follower-waits", topic=self._topic, error=str(error))

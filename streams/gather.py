@@ -42,7 +42,7 @@ class Chunk(NamedTuple):
 
 
 def chunks(role: str, records: Sequence[SourceRecord]) -> list[Chunk]:
-    """Records of a role for `Gather.add`: made on the fetching thread, they spare the event loop a look at each one."""
+    """Records of a role for `Gather.put`: made on the fetching thread, they spare the event loop a look at each one."""
     made = []
     for start in range(0, len(records), _CHUNK_RECORDS):
         chunk = records[start : start + _CHUNK_RECORDS]
@@ -96,12 +96,8 @@ class Gather:
         self._queues = {role: _Queue() for role in ("users", *_TIMED)}
         self._await_users = True
 
-    def put(self, role: str, records: Sequence[SourceRecord]) -> None:
+    def put(self, role: str, fetched: Iterable[Chunk]) -> None:
         """Add fetched records, in the order of their log."""
-        self.add(role, chunks(role, records))
-
-    def add(self, role: str, fetched: Iterable[Chunk]) -> None:
-        """The same, for who has made chunks already."""
         queue = self._queues[role]
         for chunk in fetched:
             queue.put(chunk)

@@ -12,7 +12,7 @@ import structlog
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from model_core.errors import InvariantError, SettingsError
-from streams.assigned import Assigned
+from streams.assigned import Assigned, is_end
 from streams.failpoints import failpoint
 from streams.ports import OFFSETS
 from streams.settings import StreamSettings
@@ -208,7 +208,7 @@ def changes_of(messages: Iterable[Any]) -> tuple[dict[bytes, bytes | None], int 
         if error is None:
             changes[message.key()] = message.value()
             position = message.offset() + 1
-        elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - its public name
+        elif is_end(error):
             position = message.offset()
         elif not error.retriable():
             raise KafkaException(error)

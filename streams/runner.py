@@ -102,7 +102,7 @@ class TaskRunner:
         """Records were fetched."""
         if self._stopping:
             return
-        self._gather.add(role, fetched)
+        self._gather.put(role, fetched)
         self._idle.heard(role)
         if self._gather.full(role) and role not in self._paused:
             self._paused.add(role)

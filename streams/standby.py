@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import structlog
-from confluent_kafka import KafkaError
 
-from streams.assigned import Assigned, is_passing
+from streams.assigned import Assigned, is_end, is_passing
 from streams.recovery import changes_of
 from streams.settings import StreamSettings
 from streams.store import RocksStore, StoreDamagedError
@@ -114,7 +113,7 @@ class Standbys:
         read: dict[int, list[Any]] = defaultdict(list)
         for message in messages:
             error = message.error()
-            if error is None or error.code() == KafkaError._PARTITION_EOF or not is_passing(error):  # noqa: SLF001
+            if error is None or is_end(error) or not is_passing(error):
                 read[message.partition()].append(message)
             else:
                 structlog.get_logger().warning("standby-waits", topic=self._topic, error=str(error))

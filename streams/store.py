@@ -130,8 +130,11 @@ class RocksStore:
         except Exception as error:
             if not str(error).startswith(_DAMAGE):
                 raise
-            self._mark.write_text(str(error))
-            raise StoreDamagedError(self.path, str(error)) from error
+            raise self._damaged(str(error)) from error
+
+    def _damaged(self, what: str) -> StoreDamagedError:
+        self._mark.write_text(what)
+        return StoreDamagedError(self.path, what)
 
     def _get(self, key: bytes) -> bytes | None:
         with self._noticing():
@@ -148,13 +151,13 @@ class RocksStore:
         """Numbers of the next link and of the next write, where no write before them is missing."""
         with self._noticing():
             kept = self._open.get([_CHAIN + bytes((place,)) for place in range(_LINKS)])
-            links = sorted(_LINK.unpack(link) for link in kept if link is not None)
-            if not links and self.position is None:
-                return 0, 0
-            whole = len(links) == _LINKS or (bool(links) and links[0][:2] == (0, 0))
-            meet = all((n + 1, last + 1) == after[:2] for (n, _, last), after in itertools.pairwise(links))
-            if not whole or not meet:
-                raise StateError(f"{_DAMAGE[0]} writes are missing between others")
+        links = sorted(_LINK.unpack(link) for link in kept if link is not None)
+        if not links and self.position is None:
+            return 0, 0
+        whole = len(links) == _LINKS or (bool(links) and links[0][:2] == (0, 0))
+        meet = all((n + 1, last + 1) == after[:2] for (n, _, last), after in itertools.pairwise(links))
+        if not whole or not meet:
+            raise self._damaged(f"{_DAMAGE[0]} writes are missing between others")
         number, _, last = links[-1]
         return number + 1, last + 1
 

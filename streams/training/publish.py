@@ -18,6 +18,7 @@ from confluent_kafka.admin import TopicMetadata
 
 from model_core.errors import HeadwaterError
 from model_core.records import ModelManifest, encode
+from streams.assigned import is_end
 from streams.clients import confluent_config
 from streams.failpoints import failpoint
 from streams.settings import StreamSettings
@@ -289,7 +290,7 @@ def _read_whole(client: Mapping[str, Any], topic: str) -> Iterator[Message]:
             error = message.error()
             if error is None:
                 yield message
-            elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - its public name
+            elif is_end(error):
                 return
             elif error.code() in _UNKNOWN:
                 raise PublicationError(f"there is no topic {topic}: run `headwater topics create`")

@@ -8,11 +8,10 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaException, TopicPartition
 from faust.types import TP
 
-from streams.assigned import is_passing
-from streams.clients import confluent_config
+from streams.assigned import is_end, is_passing, unsubscribed
 from streams.settings import StreamSettings
 
 __all__ = ["Fetched", "PartitionReader", "Unpack"]
@@ -60,22 +59,16 @@ class PartitionReader:
         self._ends: dict[TP, int] = {}
         self._asked_s = 0.0
         self._closed = False
-        self._consumer = Consumer(
-            confluent_config(
-                settings,
-                **{
-                    "group.id": group,
-                    "enable.auto.commit": False,
-                    "enable.auto.offset.store": False,
-                    "enable.partition.eof": True,
-                    "isolation.level": "read_committed",
-                    "auto.offset.reset": "earliest",
-                    "fetch.wait.max.ms": settings.fetch_wait_ms,
-                    "queued.min.messages": settings.max_batch_records,
-                    "queued.max.messages.kbytes": _PREFETCH_KIB,
-                    "fetch.queue.backoff.ms": 1,
-                },
-            )
+        self._consumer = unsubscribed(
+            settings,
+            group,
+            fetch_wait_ms=settings.fetch_wait_ms,
+            **{
+                "enable.auto.offset.store": False,
+                "queued.min.messages": settings.max_batch_records,
+                "queued.max.messages.kbytes": _PREFETCH_KIB,
+                "fetch.queue.backoff.ms": 1,
+            },
         )
 
     def start_from(self, positions: Mapping[TP, int], epoch: int) -> None:
@@ -141,7 +134,7 @@ class PartitionReader:
             error = message.error()
             if error is None:
                 batches.setdefault((message.topic(), message.partition()), []).append(message)
-            elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - its public name
+            elif is_end(error):
                 ended[TP(message.topic(), message.partition())] = message.offset()
             elif not is_passing(error):
                 raise KafkaException(error)
