@@ -13,7 +13,7 @@ from streams.ports import Landing, Store, Transaction
 from streams.task import Identity, StreamTask
 from streams.topics import last_trace_ms
 
-__all__ = ["Backfill", "Discard", "task_of"]
+__all__ = ["Backfill", "Discard", "take_item", "task_of"]
 
 
 class Discard:
@@ -76,10 +76,7 @@ class Backfill:
         """Take a record of `items`; one that cannot be used is counted and changes nothing."""
         self.records["items"] += 1
         self._items += 1
-        try:
-            change(self._engine.catalogue, key, value)
-        except DecodeError as error:
-            self.outcomes[f"item-refused:{error.reason}"] += 1
+        take_item(self._engine, key, value, self.outcomes)
 
     def put(self, partition: int, record: SourceRecord) -> None:
         """Take a record; each topic of a partition in its order."""
@@ -102,6 +99,14 @@ class Backfill:
                 offsets[record.role] = (first, record.offset + 1)
             self.outcomes += self._tasks[partition].process(waiting, offsets)
             self._waiting[partition] = []
+
+
+def take_item(engine: Engine, key: bytes | None, value: bytes | None, outcomes: Counter[str]) -> None:
+    """Change the catalogue by a record of `items`; one that cannot be used is counted and changes nothing."""
+    try:
+        change(engine.catalogue, key, value)
+    except DecodeError as error:
+        outcomes[f"item-refused:{error.reason}"] += 1
 
 
 def task_of(

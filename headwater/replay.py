@@ -2,6 +2,7 @@
 
 import base64
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, Final
@@ -162,16 +163,31 @@ def replay(
         _run(_with_heartbeats(feed, settings, closing_ms), backfill, partitions, batch)
         users = sum(1 for one in stores for _ in one.users())
         seconds = time.monotonic() - started_s
+    return summary(feed.name, out, engine, files, backfill.records, backfill.outcomes, users=users, seconds=seconds)
+
+
+def summary(
+    source: str,
+    out: Path,
+    engine: Engine,
+    files: Files,
+    records: Mapping[str, int],
+    outcomes: Mapping[str, int],
+    *,
+    users: int,
+    seconds: float,
+) -> Replayed:
+    """What every replay from files says in the end; arguments as of `Replayed`."""
     return Replayed(
-        source=feed.name,
+        source=source,
         out=str(out),
-        records=dict(backfill.records),
+        records=dict(records),
         outputs=files.written,
-        outcomes=dict(backfill.outcomes),
+        outcomes=dict(outcomes),
         model_version=engine.model.version,
         users=users,
         seconds=round(seconds, 3),
-        events_per_s=round(sum(backfill.records.values()) / seconds, 1),
+        events_per_s=round(sum(records.values()) / seconds, 1),
     )
 
 

@@ -22,7 +22,7 @@ from model_core import records
 from model_core.candidates import Catalogue
 from model_core.engine import Effects, Engine
 from model_core.intake import Role, SourceRecord
-from model_core.records import Cause, Item, Recommendation, Transition
+from model_core.records import Cause, Recommendation, Transition
 from model_core.serving import ServingModel
 from producers.closed_loop import ClosedLoop
 from producers.feeds.feed import FeedRecord
@@ -134,7 +134,7 @@ def lived(settings: Settings, people: People, *, rounds: int, seed: int) -> Repo
         seed: of past, learner and draws.
     """
     site = _Site(Engine(settings.engine, _catalogue(people), ServingModel.initial(settings.encoder), seed=seed))
-    learner = _learner(settings, seed)
+    learner = _learner(settings, people, seed)
     schedule = Schedule(settings.trainer, settings.learner.batch_size, ScheduleState())
 
     def learn(effects: Effects) -> None:
@@ -147,12 +147,10 @@ def lived(settings: Settings, people: People, *, rounds: int, seed: int) -> Repo
                 schedule.trained(learned=bool(learner.train(settings.trainer.steps_per_round)))
 
     loop = ClosedLoop(people, loop_settings(settings, rounds))
-    for records_ in _past(people, settings, seed):
-        for record in records_:
+    for batch in _past(people, settings, seed):
+        for record in batch:
             loop.observe_warmup(record)
-            if isinstance(record.record, Item):
-                learner.set_item(record.record)
-        learn(site.take(records_))
+        learn(site.take(batch))
     now_ms = published_ms = START_MS
     site.engine.model = learner.publish()
     _tell(loop, site.refresh())
@@ -209,21 +207,22 @@ class Simulation:
 
     def _trained(self, settings: Settings) -> ServingModel:
         """A model of the past, which the site takes in."""
-        learner = _learner(settings, self._seed)
+        learner = _learner(settings, self._people, self._seed)
         for happened in _past(self._people, settings, self._seed):
-            for record in happened:
-                if isinstance(record.record, Item):
-                    learner.set_item(record.record)
             for transition in _transitions(self._past.take(happened)):
                 learner.add(transition)
         learner.train(self._size.training_steps)
         return learner.publish()
 
 
-def _learner(settings: Settings, seed: int) -> "Learner":
+def _learner(settings: Settings, people: People, seed: int) -> "Learner":
+    """One that knows the catalogue."""
     from model_core.learner import Learner  # noqa: PLC0415 - torch, which the command's help does not need
 
-    return Learner(settings.learner, settings.encoder, device="cpu", seed=seed)
+    made = Learner(settings.learner, settings.encoder, device="cpu", seed=seed)
+    for item in people.items:
+        made.set_item(item)
+    return made
 
 
 def _catalogue(people: People) -> Catalogue:

@@ -15,16 +15,25 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from headwater.replay import HEARTBEAT_MS, Files, Replayed, closing_after_ms, engine_with, made_empty, replay, store_in
+from headwater.backfill import take_item
+from headwater.replay import (
+    HEARTBEAT_MS,
+    Files,
+    Replayed,
+    closing_after_ms,
+    engine_with,
+    made_empty,
+    replay,
+    store_in,
+    summary,
+)
 from headwater.settings import Settings
-from model_core.engine import Effects, Engine
-from model_core.errors import DecodeError
+from model_core.engine import Effects
 from model_core.intake import Role, SourceRecord
 from model_core.wholelogs import ROLES, Columns, Gathering, WholeTask, why_not
 from producers.feeds.feed import FeedRecord
 from producers.feeds.jsonl import Lines, topic_files
 from producers.heartbeats import Heartbeats
-from streams.agents.catalogue import change
 from streams.ports import CLOCK, OFFSETS, USER, Due, Landing, pack
 from streams.store import RocksStore
 from streams.topics import partition_for
@@ -90,7 +99,11 @@ def replay_whole(
     taken = None
     if files is not None and why is None:
         lines = {role: Lines(path) for role, path in files.items()}
-        _catalogue(engine, lines.pop("items", None), records, outcomes)
+        if (items := lines.pop("items", None)) is not None:
+            for number in range(len(items)):
+                record = items.record(number)
+                records["items"] += 1
+                take_item(engine, record.key_bytes, record.value_bytes, outcomes)
         taken = _taken(settings, {role: lines[role] for role in ROLES if role in lines}, closing_ms)
         if taken.gathering.erasures:
             why = "erasures"
@@ -108,30 +121,21 @@ def replay_whole(
             offsets = _offsets(roles)
             task = WholeTask(engine, taken.gathering, taken.columns, order, offsets, partition)
             counts = np.bincount(roles, minlength=len(ROLES)).tolist()
-            records.update({role: count for role, count in zip(ROLES, counts, strict=True) if count})
+            next_offsets = {role: count for role, count in zip(ROLES, counts, strict=True) if count}
+            records.update(next_offsets)
             to.land(Landing([], task.dead_letters(), {}, None))
             if transitions:
                 for transition in task.transitions():
                     to.land(Landing([], [transition], {}, None))
             store = store_in(out, settings, partition, stack)
             users += _land(store, task.effects(), to)
-            next_offsets = {role: count for role, count in zip(ROLES, counts, strict=True) if count}
             store.write([(OFFSETS, msgspec.json.encode(next_offsets)), (CLOCK, task.clock)], {}, None)
             outcomes += task.counters
             apart += task.apart
     seconds = time.monotonic() - started_s
-    return Replayed(
-        source=f"jsonl:{Path(source).name}",
-        out=str(out),
-        records=dict(records),
-        outputs=to.written,
-        outcomes=dict(outcomes),
-        model_version=engine.model.version,
-        users=users,
-        seconds=round(seconds, 3),
-        events_per_s=round(sum(records.values()) / seconds, 1),
-        users_apart=apart,
-    )
+    name = f"jsonl:{Path(source).name}"
+    whole = summary(name, out, engine, to, records, outcomes, users=users, seconds=seconds)
+    return msgspec.structs.replace(whole, users_apart=apart)
 
 
 def _land(store: RocksStore, effects: Iterator[Effects], to: Files) -> int:
@@ -144,18 +148,6 @@ def _land(store: RocksStore, effects: Iterator[Effects], to: Files) -> int:
         states = [(USER + user, pack(some.due[user][1], state)) for user, state in some.states.items() if state]
         store.write(states, due, None)
     return users
-
-
-def _catalogue(engine: Engine, lines: Lines | None, records: Counter[str], outcomes: Counter[str]) -> None:
-    for number in range(0 if lines is None else len(lines)):
-        record = lines.record(number) if lines is not None else None
-        if record is None:
-            continue
-        records["items"] += 1
-        try:
-            change(engine.catalogue, record.key_bytes, record.value_bytes)
-        except DecodeError as error:
-            outcomes[f"item-refused:{error.reason}"] += 1
 
 
 def _taken(settings: Settings, lines: dict[Role, Lines], closing_ms: int | None) -> _Records:

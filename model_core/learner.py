@@ -872,15 +872,10 @@ class Learner:
         for network, prefix in ((self._online, "online."), (self._target, "target.")):
             network.load_state_dict(_tensors(arrays, prefix))
         self._restore_optimizer(_tensors(arrays, "optimizer."))
-        self._buffer.restore(
-            {name.removeprefix("buffer."): part for name, part in arrays.items() if name.startswith("buffer.")}
-        )
-
-        follows = {name.removeprefix("follows."): part for name, part in arrays.items() if name.startswith("follows.")}
+        self._buffer.restore(_part(arrays, "buffer."))
+        follows = _part(arrays, "follows.")
         self._follows, self._successors = Follows.of(follows) if follows else None, None
-        strategies = {
-            name.removeprefix("strategies."): part for name, part in arrays.items() if name.startswith("strategies.")
-        }
+        strategies = _part(arrays, "strategies.")
         if strategies:  # a checkpoint of an earlier release has none
             self._log.restore(strategies)
 
@@ -919,8 +914,9 @@ def _array(tensor: Tensor) -> npt.NDArray[Any]:
 
 
 def _tensors(arrays: Mapping[str, npt.NDArray[Any]], prefix: str) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): torch.from_numpy(array.copy())
-        for name, array in arrays.items()
-        if name.startswith(prefix)
-    }
+    return {name: torch.from_numpy(array.copy()) for name, array in _part(arrays, prefix).items()}
+
+
+def _part(arrays: Mapping[str, npt.NDArray[Any]], prefix: str) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of this prefix, without it."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

@@ -24,6 +24,7 @@ from msgspec import Struct
 from model_core.bandit import head
 from model_core.candidates import Catalogue, Embedded
 from model_core.config import HeadSettings, JoinSettings
+from model_core.follows import recent_rows
 from model_core.join import Entry, OpenImpression
 from model_core.serving import ServingModel
 from model_core.user_state import RING_EVENT, UserState
@@ -373,8 +374,8 @@ class _Online:
             self._consumed[user] = [entry.time_ms for entry in history], consumed
         times_ms, consumed = self._consumed[user]
         end = bisect.bisect_left(times_ms, time_ms)
-        recent = consumed[max(0, end - len(table.lags)) : end][::-1].copy()
-        found: list[float] = table.of(recent[None], np.array([rows], np.int64))[0].tolist()
+        recent = recent_rows([consumed[:end]], len(table.lags))
+        found: list[float] = table.of(recent, np.array([rows], np.int64))[0].tolist()
         return found
 
     def _bootstrap(self, user: int, step: Observe, value: float) -> float:
