@@ -35,6 +35,8 @@ def why_not(engine: Engine) -> str | None:
         return "provisional-transitions"
     if not engine.model.recurrent:
         return "encoder-reads-again"
+    if engine.model.follows is not None:
+        return "model-with-follows"
     if len(engine.settings.join.weights) > _MOST_KINDS:
         return "many-kinds"
     return None

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,14 @@ from headwater.replay import Replayed, replay
 from headwater.settings import load
 from headwater.whole_logs import replay_whole
 from model_core import user_state
+from model_core.config import EncoderSettings
+from model_core.follows import Follows
 from model_core.intake import Role
+from model_core.serving import ServingModel
 from model_core.wholelogs.apart import OF_SLATES
 from producers.feeds.feed import FeedRecord
 from producers.heartbeats import Heartbeats
+from streams import model_files
 from streams.ports import unpack
 from streams.store import RocksStore
 
@@ -98,6 +103,16 @@ def test_a_log_that_columns_cannot_take_goes_by_batches_and_says_so(log: Path, t
     assert replayed.by_batches == "erasures"
     assert replayed.outcomes["erased"] == 1
     assert replayed.outputs["transitions"] > EVENTS // 2
+
+
+def test_a_model_that_knows_what_follows_what_goes_by_batches(log: Path, tmp_path: Path) -> None:
+    """Heads learn what the table leaves by the history at each moment, which columns do not hold."""
+    starts, successors = np.array([0, 1, 1], np.int32), np.array([1], np.int32)
+    table = Follows(("m1", "m2"), starts, successors, np.ones(1, np.float32), np.ones(1, np.float32))
+    model_files.write(tmp_path / "model", replace(ServingModel.initial(EncoderSettings()), version=1, follows=table))
+    replayed = replay_whole(load().settings, str(log), tmp_path / "out", model=tmp_path / "model")
+    assert replayed.by_batches == "model-with-follows"
+    assert replayed.model_version == 1
 
 
 def test_heartbeats_of_a_whole_feed_are_those_that_come_one_by_one() -> None:
