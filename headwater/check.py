@@ -10,7 +10,7 @@ from headwater.reading import Reader
 from headwater.settings import Settings
 from headwater.workers import engine_of
 from model_core.intake import Role, SourceRecord
-from streams.gather import Gather
+from streams.gather import Gather, chunks
 from streams.store import MemoryStore
 from streams.topics import SOURCES, kept
 
@@ -82,9 +82,8 @@ def check_topics(settings: Settings, sample: int) -> Checked:
                 backfill.item(key, value)
                 continue
             source: Role = role  # type: ignore[assignment]  # the three that are left
-            gathers[message.partition()].put(
-                source, [SourceRecord(source, message.offset(), message.timestamp()[1], key, value)]
-            )
+            record = SourceRecord(source, message.offset(), message.timestamp()[1], key, value)
+            gathers[message.partition()].put(source, chunks(source, [record]))
     for partition, gather in enumerate(gathers):
         while (taken := gather.take(_BATCH)) is not None:
             for record in taken.records:

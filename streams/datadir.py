@@ -72,7 +72,7 @@ def sweep(settings: StreamSettings, role: str, *, now_ms: int) -> None:
         number, _, suffix = path.name.partition(".")
         if not number.isdecimal():
             continue
-        if suffix != _GONE and (_held(path) or not (suffix or _written_ms(path) < believed_from_ms)):
+        if suffix != _GONE and (_held(path) or not (suffix or _older(path, believed_from_ms))):
             continue
         structlog.get_logger().info("store-swept", path=str(path))
         shutil.rmtree(path, ignore_errors=True)  # Another worker of this machine may be at it too.
@@ -88,9 +88,12 @@ def _held(path: Path) -> bool:
     return False
 
 
-def _written_ms(path: Path) -> int:
-    """When a file of the store was last written."""
-    return max((file.stat().st_mtime_ns for file in path.iterdir()), default=0) // 1_000_000
+def _older(path: Path, than_ms: int) -> bool:
+    """Whether no file of the store was written since; not so where somebody is at it, and files go meanwhile."""
+    try:
+        return all(file.stat().st_mtime_ns < than_ms * 1_000_000 for file in path.iterdir())
+    except FileNotFoundError:
+        return False
 
 
 def _wipe(path: Path) -> None:

@@ -1,5 +1,6 @@
 """The data directory: what is damaged in it is found out, and rebuilt from the changelog."""
 
+import contextlib
 import json
 import os
 import random
@@ -200,7 +201,8 @@ def test_what_nobody_holds_and_nobody_will_open_again_is_swept(tmp_path: Path, t
         assert child.stdout.readline() == b"held\n"
         for path in tmp_path.glob("role/*/*"):
             late = path.parent.name == "3"
-            os.utime(path, ns=(0, (written_ms + (0 if late else -1)) * 1_000_000))
+            with contextlib.suppress(FileNotFoundError):  # RocksDB of the holder may remove what it needs no more.
+                os.utime(path, ns=(0, (written_ms + (0 if late else -1)) * 1_000_000))
         sweep(settings, "role", now_ms=NOW_MS)
         assert sorted(path.name for path in (tmp_path / "role").iterdir()) == ["0.78", "2", "3", "notes"]
         child.communicate(b"")
