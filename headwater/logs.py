@@ -1,11 +1,33 @@
 """Structured logs on stderr: JSON lines for machines, colours for a terminal. User ids are left out by default."""
 
+import contextlib
 import logging
 import sys
+from typing import TextIO
 
 import structlog
 
-__all__ = ["configure"]
+__all__ = ["Unfailing", "configure"]
+
+
+class Unfailing:
+    """A file whose writers never hear that there is no room: a full disk under the log leaves no work half done.
+
+    What cannot be written is lost; `logging` does the same of its own accord.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> None:
+        """Write, or lose it."""
+        with contextlib.suppress(OSError):
+            self._file.write(text)
+
+    def flush(self) -> None:
+        """Flush, or keep it for the next time."""
+        with contextlib.suppress(OSError):
+            self._file.flush()
 
 
 def configure(level: str = "info") -> None:
@@ -27,6 +49,6 @@ def configure(level: str = "info") -> None:
             structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(Unfailing(sys.stderr)),  # type: ignore[arg-type]  # all that it uses
         cache_logger_on_first_use=False,
     )

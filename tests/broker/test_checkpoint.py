@@ -32,7 +32,7 @@ def test_killed_at_every_point_of_a_batch_it_ends_in_what_the_oracle_expects(bro
         count = produce(made, traffic)
         for passes, point in enumerate(POINTS, start=15):
             killed = made.worker(failpoints=f"{point}=kill:{passes}")
-            assert wait_for(killed.process.poll, f"kill at {point}") == -signal.SIGKILL, killed.log.read_text()[-4_000:]
+            assert wait_for(killed.process.poll, f"kill at {point}") == -signal.SIGKILL, killed.said()[-4_000:]
         assert 0 < made.consumed_count() < count
         last = made.worker()
         wait_for(lambda: last.ready() and made.consumed_count() == count, "all is consumed")

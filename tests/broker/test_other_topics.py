@@ -50,7 +50,7 @@ def refused(made: Deployment, name: str = "w0") -> str:
     """What a worker says that does not start."""
     worker = made.worker(name)
     assert wait_for(worker.process.poll, "the worker's end") == 1
-    return worker.log.read_text()
+    return worker.said()
 
 
 @pytest.mark.parametrize("name", ["w0", "elsewhere"])

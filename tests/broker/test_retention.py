@@ -58,6 +58,6 @@ def test_a_topic_that_keeps_people_for_longer_is_named_and_ours_is_put_right(bro
         assert checked.keeps_days[made.settings.topic("users")] is None
         assert len(checked.warnings) == 2
         worker = made.worker()
-        wait_for(lambda: worker.log.read_text().count("kept-too-long") == 2, "the worker's warning")
+        wait_for(lambda: worker.said().count("kept-too-long") == 2, "the worker's warning")
         patient = replace(made.settings, personal_retention_ms=30 * DAY_MS)
         assert [one.name for one in kept(patient) if one.advice] == [made.settings.topic("users")]

@@ -103,7 +103,7 @@ def test_a_full_disk_ends_a_worker_which_goes_on_when_there_is_room(broker: str,
         made.events(0, 2 * CHUNK, USERS)
         full = made.worker(file_bytes=40_000, state_bytes=3_000)
         assert wait_for(full.process.poll, "the end of a worker without room") == 1
-        said = full.log.read_text()
+        said = full.said()
         assert "worker-failed" in said
         assert "File too large" in said
         heir = made.worker(state_bytes=3_000)
@@ -156,7 +156,7 @@ def consumes(made: Deployment) -> None:
 
 def waits(worker: Worker) -> bool:
     """Whether it has said that the broker is away."""
-    return '"broker-away"' in worker.log.read_text()
+    return '"broker-away"' in worker.said()
 
 
 def stopped(worker: Worker) -> bool:
@@ -166,11 +166,11 @@ def stopped(worker: Worker) -> bool:
 
 def recovered(worker: Worker) -> dict[int, int]:
     """Records that the last opening of each partition had to recover."""
-    lines = [json.loads(line) for line in worker.log.read_text().splitlines() if '"task-recovered"' in line]
+    lines = [json.loads(line) for line in worker.said().splitlines() if '"task-recovered"' in line]
     return {line["partition"]: line["records"] for line in lines}
 
 
 def opened(worker: Worker) -> list[list[int]]:
     """Partitions the worker opened, assignment by assignment."""
-    lines = [json.loads(line) for line in worker.log.read_text().splitlines() if '"tasks-open"' in line]
+    lines = [json.loads(line) for line in worker.said().splitlines() if '"tasks-open"' in line]
     return [line["partitions"] for line in lines]

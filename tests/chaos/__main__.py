@@ -14,6 +14,7 @@ from typing import Any
 from tests.chaos.lane import Lane
 from tests.chaos.plan import plan
 from tests.chaos.proxy import Network, Proxy
+from tests.chaos.views import Verdict
 from tests.kafka_cluster import KafkaCluster, missing
 
 
@@ -37,7 +38,7 @@ def run(seed: int, kills: int, lanes: int, directory: Path, *, brokers: int = 1)
             own.mkdir()
             strikes = plan(seed * 1_000 + number, kills // lanes + (number < kills % lanes))
             made.append(Lane(kafka, network, outage, own, seed * 1_000 + number, strikes))
-        verdicts = [*pool.map(Lane.run, made)]
+        verdicts = [*pool.map(_verdict, made)]
     for finding in (each for v in verdicts for each in (*v.lost, *v.doubled, *v.unequal)):
         sys.stderr.write(f"{finding}\n")
     return {
@@ -50,6 +51,15 @@ def run(seed: int, kills: int, lanes: int, directory: Path, *, brokers: int = 1)
         "views_equal": all(verdict.equal for verdict in verdicts),
         "faults": dict(sorted(sum((lane.faults for lane in made), Counter[str]()).items())),
     }
+
+
+def _verdict(lane: Lane) -> Verdict:
+    """Of a lane; a failure is told at once, for others may come of it."""
+    try:
+        return lane.run()
+    except BaseException as error:
+        sys.stderr.write(f"a lane failed: {str(error).splitlines()[0]}\n")
+        raise
 
 
 def main() -> int:

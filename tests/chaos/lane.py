@@ -201,7 +201,7 @@ class Lane:
         self._wait(lambda: self._consumed() > consumed or not self._behind(), "the other worker goes on")
         zombie.process.send_signal(signal.SIGCONT)
         self._wait(lambda: zombie.process.poll() is not None or _assignments(zombie) > before, "the zombie's end")
-        assert zombie.process.poll() in (None, 1), zombie.log.read_text()[-4_000:]
+        assert zombie.process.poll() in (None, 1), zombie.said()[-4_000:]
         self.faults["stopped past its session and woken"] += 1
         self._end(zombie)
         self._end(workers["w1"])
@@ -228,7 +228,7 @@ class Lane:
         if (code := worker.process.poll()) is None:
             self._end(worker)
             return
-        log = worker.log.read_text()
+        log = worker.said()
         assert code == 1, f"{code}: {log[-4_000:]}"
         if "File too large" in log:
             self.faults["disk full"] += 1
@@ -263,29 +263,29 @@ class Lane:
     def _alive(self, workers: dict[str, Worker], name: str) -> Worker:
         """The worker of this name, started again where it has failed."""
         if (code := workers[name].process.poll()) is not None:
-            assert code == 1, workers[name].log.read_text()[-4_000:]
+            assert code == 1, workers[name].said()[-4_000:]
             self._failed(workers[name])
             workers[name] = self._start(name)
         return workers[name]
 
     def _failed(self, worker: Worker) -> None:
         self.faults["a worker ended with 1 and was started again"] += 1
-        assert self.faults["a worker ended with 1 and was started again"] < 10 + len(self._strikes), (
-            worker.log.read_text()[-4_000:]
-        )
+        assert self.faults["a worker ended with 1 and was started again"] < 10 + len(self._strikes), worker.said()[
+            -4_000:
+        ]
 
     def _kill(self, worker: Worker, point: str = "") -> None:
         """SIGKILL, unless the point did it."""
         reached = worker.process.poll() is not None
         worker.kill()
-        assert worker.process.returncode == -signal.SIGKILL, worker.log.read_text()[-4_000:]
+        assert worker.process.returncode == -signal.SIGKILL, worker.said()[-4_000:]
         self.kills += 1
         self.faults[f"killed at {point}" if reached and point else "killed at a moment"] += 1
 
     def _end(self, worker: Worker) -> None:
         if worker.process.poll() is None:
             code = worker.terminate(PATIENCE_S)  # By the signal itself where it was still being loaded.
-            assert code in (0, 1, -signal.SIGTERM), f"{code}: {worker.log.read_text()[-4_000:]}"
+            assert code in (0, 1, -signal.SIGTERM), f"{code}: {worker.said()[-4_000:]}"
 
     def _spoil(self, what: str) -> None:
         """Do to the first worker's data directory what its name says, where there is one."""
@@ -342,7 +342,7 @@ class Lane:
     def _finish(self) -> Verdict:
         workers = {"w0": self._start("w0")}
         self._caught_up(workers)
-        assert workers["w0"].terminate(PATIENCE_S) == 0, workers["w0"].log.read_text()[-4_000:]
+        assert workers["w0"].terminate(PATIENCE_S) == 0, workers["w0"].said()[-4_000:]
         early = sum(log.read_text().count("changelog-behind-group") for log in self._made.directory.glob("*.log"))
         if early:
             self.faults["the end of a changelog told too early, and asked again"] += early
@@ -367,14 +367,14 @@ def _stopped(worker: Worker) -> bool:
 
 def _opened(worker: Worker) -> list[int]:
     """Partitions of the worker's last assignment; empty before the first, and while they move."""
-    lines = worker.log.read_text().splitlines()
+    lines = worker.said().splitlines()
     last = next((line for line in reversed(lines) if '"tasks-open"' in line or '"assigned"' in line), "{}")
     found: list[int] = json.loads(last).get("partitions", []) if '"tasks-open"' in last else []
     return found
 
 
 def _assignments(worker: Worker) -> int:
-    return worker.log.read_text().count('"assigned"')
+    return worker.said().count('"assigned"')
 
 
 def _shared(workers: Sequence[Worker]) -> bool:

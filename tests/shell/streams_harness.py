@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -37,19 +38,33 @@ class Worker:
 
     def __init__(self, options: dict[str, Any], log: Path) -> None:
         self.log = log
-        with log.open("a") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.shell.worker_main", json.dumps(options)],
-                stdout=output,
-                stderr=output,
-                cwd=Path(__file__).resolve().parents[2],
-                env={**os.environ, "PYTHONWARNINGS": "ignore"},
-            )
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.shell.worker_main", json.dumps(options)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=Path(__file__).resolve().parents[2],
+            env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        )
+        self._copying = threading.Thread(target=self._copy, daemon=True)
+        self._copying.start()
+
+    def said(self) -> str:
+        """Its log; all of it where it has ended."""
+        if self.process.poll() is not None:
+            self._copying.join(PATIENCE_S)
+        return self.log.read_text()
+
+    def _copy(self) -> None:
+        """What it says, into its log: a pipe has room where the worker's disk is full."""
+        assert self.process.stdout is not None
+        with self.log.open("ab", buffering=0) as output:
+            while said := os.read(self.process.stdout.fileno(), 65_536):
+                output.write(said)
 
     def ready(self) -> bool:
         """Whether it has served partitions; fails where it has ended."""
-        assert self.process.poll() is None, self.log.read_text()[-4_000:]
-        return "worker-ready" in self.log.read_text()
+        assert self.process.poll() is None, self.said()[-4_000:]
+        return "worker-ready" in self.said()
 
     def terminate(self, within_s: float = 10.0) -> int:
         """SIGTERM; its exit code."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 
+from headwater.logs import Unfailing
 from headwater.settings import Settings
 from headwater.workers import engine_of
 from model_core.config import JoinSettings
@@ -45,7 +46,7 @@ def main() -> int:
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(),
         ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(Unfailing(sys.stderr)),  # type: ignore[arg-type]  # all that it uses
     )
     engine: Engine = CountingEngine(state_bytes=state_bytes, catalogue=Catalogue())
     if join is not None:
