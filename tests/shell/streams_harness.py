@@ -1,5 +1,6 @@
 """Topics, workers as processes, and what can be checked of them: for tests on any broker."""
 
+import io
 import json
 import os
 import signal
@@ -45,7 +46,7 @@ class Worker:
             cwd=Path(__file__).resolve().parents[2],
             env={**os.environ, "PYTHONWARNINGS": "ignore"},
         )
-        self._copying = threading.Thread(target=self._copy, daemon=True)
+        self._copying = threading.Thread(target=self._copy, args=[log.open("ab", buffering=0)], daemon=True)
         self._copying.start()
 
     def said(self) -> str:
@@ -54,10 +55,10 @@ class Worker:
             self._copying.join(PATIENCE_S)
         return self.log.read_text()
 
-    def _copy(self) -> None:
+    def _copy(self, log: io.FileIO) -> None:
         """What it says, into its log: a pipe has room where the worker's disk is full."""
         assert self.process.stdout is not None
-        with self.log.open("ab", buffering=0) as output:
+        with log as output:
             while said := os.read(self.process.stdout.fileno(), 65_536):
                 output.write(said)
 
