@@ -219,7 +219,7 @@ def _learner(settings: Settings, people: People, seed: int) -> "Learner":
     """One that knows the catalogue."""
     from model_core.learner import Learner  # noqa: PLC0415 - torch, which the command's help does not need
 
-    made = Learner(settings.learner, settings.encoder, device="cpu", seed=seed)
+    made = Learner(settings.learner, settings.encoder, device="cpu", seed=seed, strategies=settings.engine.strategies)
     for item in people.items:
         made.set_item(item)
     return made

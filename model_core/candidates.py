@@ -145,6 +145,7 @@ class Embedded:
         group_names: what the coordinates of φ stand for, for `reasons`; in their order.
         group_starts: first coordinate of each group.
         follows: what follows what, in these rows; None where the model knows nothing of it.
+        learners: float32[d], what is added to every head for the scores of another learner, by its name.
         ignored_vectors: given vectors of changed items that do not fit, since somebody last set it to 0.
     """
 
@@ -157,6 +158,7 @@ class Embedded:
         self._model = model
         self._settings = settings
         self._categories: dict[str, int] = {}
+        self.learners = model.beyond_prior()
         groups = sorted(model.groups.items(), key=lambda group: group[1].start)
         self.group_names = [name for name, _ in groups]
         self.group_starts = [part.start for _, part in groups]

@@ -13,6 +13,7 @@ from model_core.errors import SettingsError
 from model_core.reward_functions import FUNCTIONS
 
 __all__ = [
+    "POLICY_LEARNERS",
     "TEXT",
     "Algorithm",
     "Depth",
@@ -36,6 +37,9 @@ _MINUTE_MS = 60_000
 
 Algorithm = Literal["double-q-learning", "q-learning", "sarsa", "reinforce", "a2c", "ppo"]
 """Names of the learners."""
+
+POLICY_LEARNERS: Final = frozenset(("reinforce", "a2c", "ppo"))
+"""Those whose scores are a policy's, and no expectation of a reward."""
 
 MetaUpdate = Literal["empirical-bayes", "meta-prior", "anil", "fomaml", "reptile"]
 """Names of the ways in which the prior of the users' heads is learned."""
@@ -239,6 +243,8 @@ class Strategy:
     """One way to choose slates: what it does otherwise than `policy` says; None for as `policy` says.
 
     Attributes:
+        learner: whose scores it goes by, as `learner.algorithm` names them; the trainer trains it beside that one, on
+            the same transitions and features. None for `learner.algorithm` itself.
         exploration: `thompson`, `ucb` or `greedy`.
         particles: posterior draws of particle Thompson sampling.
         thompson_scale: standard deviations of a draw.
@@ -247,6 +253,7 @@ class Strategy:
         epsilon: weight of the uniform component.
     """
 
+    learner: Algorithm | None = None
     exploration: Literal["thompson", "ucb", "greedy"] | None = None
     particles: int | None = None
     thompson_scale: float | None = None
@@ -256,7 +263,7 @@ class Strategy:
 
     def applied(self, policy: PolicySettings) -> PolicySettings:
         """The policy's settings with this strategy's in their place."""
-        own = {one.name: getattr(self, one.name) for one in fields(self)}
+        own = {one.name: getattr(self, one.name) for one in fields(policy) if hasattr(self, one.name)}
         return replace(policy, **{name: value for name, value in own.items() if value is not None})
 
 
@@ -304,6 +311,8 @@ class StrategySettings:
     def check_with(self, policy: PolicySettings) -> None:
         """Raise `SettingsError` where an arm makes no policy."""
         for name, arm in self.arms.items():
+            known = get_args(Algorithm)
+            _expect(arm.learner in (None, *known), f"strategies.arms.{name}.learner", arm.learner, " or ".join(known))
             try:
                 arm.applied(policy).check()
             except SettingsError as error:
@@ -566,7 +575,7 @@ class LearnerSettings:
             _expect(getattr(self, key) >= 1, f"learner.{key}", getattr(self, key), "1 or more")
         _expect(self.meta_events > 1, "learner.meta_events", self.meta_events, "2 or more")
         _expect(0 <= self.cold_start_share < 1, "learner.cold_start_share", self.cold_start_share, "0 up to 1")
-        own_mean = self.algorithm in ("reinforce", "a2c", "ppo") or self.slate_value != "mean"
+        own_mean = self.algorithm in POLICY_LEARNERS or self.slate_value != "mean"
         keeps_mean = not own_mean or self.meta in ("empirical-bayes", "meta-prior")
         _expect(
             keeps_mean,

@@ -13,7 +13,6 @@ and the seed: a restored learner goes on bit for bit (on the CPU).
 """
 
 import copy
-import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -28,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model_core.bandit.head import Prior
-from model_core.config import EncoderSettings, EvaluationSettings, LearnerSettings, StrategySettings
+from model_core.config import Algorithm, EncoderSettings, EvaluationSettings, LearnerSettings, StrategySettings
 from model_core.encoder.network import ItemBatch, Network, take_weights
 from model_core.errors import SettingsError
 from model_core.features.tokens import context_tokens, item_tokens, trait_tokens
@@ -37,8 +36,8 @@ from model_core.meta import cold_start, updates
 from model_core.meta.tasks import Observations
 from model_core.records import Evaluation, Item, Transition
 from model_core.replay_buffer import ReplayBuffer, Rows
-from model_core.rl import algorithms
 from model_core.rl.clicks import Clicks
+from model_core.rl.fit import Fit
 from model_core.rl.following import Following, ShownNext
 from model_core.rl.policy_gradient import PolicyGradient, SlatePolicy, Slates, Steps, slate_policy, v_trace
 from model_core.rl.q_learning import QLearning
@@ -116,6 +115,11 @@ class _States(NamedTuple):
     after: Tensor
     next_user: Tensor
 
+    def detached(self) -> "_States":
+        """The same without gradients."""
+        prefixes, *states = self
+        return _States(None if prefixes is None else prefixes.detach(), *(part.detach() for part in states))
+
 
 class Learner:
     """Learns from transitions; any torch device.
@@ -130,6 +134,7 @@ class Learner:
         enrich: what an item goes through when it is set, the same as in the workers' catalogue.
 
     Attributes:
+        fit: the algorithm and its networks.
         version: of the last published model.
         device: in use.
     """
@@ -154,10 +159,8 @@ class Learner:
         self.steps = 0
         self.trained_transitions = 0
         self._rng = np.random.default_rng(seed)
-        self._online = Network(encoder, seed).to(self.device)
+        self.fit = Fit(settings, *(Network(encoder, seed).to(self.device) for _ in range(2)))
         self._first: Network | None = None
-        self._target = Network(encoder, seed).to(self.device).requires_grad_(requires_grad=False)
-        self._optimizer = torch.optim.AdamW(_rated(self._online, settings), weight_decay=settings.weight_decay)
         self._enrich = enrich
         self._items: dict[str, Item] = {}
         self._row: dict[str, int] = {}
@@ -168,14 +171,17 @@ class Learner:
         self._offered_rows: npt.NDArray[np.int64] = np.zeros(0, np.int64)
         self._shown: dict[str, tuple[float, float]] = {}
         self._examination = np.ones(MAX_POSITIONS, np.float32)
-        self._log = StrategyLog(strategies or StrategySettings(), evaluation or EvaluationSettings())
-        self._algorithm = algorithms.make(settings)
+        strategies = strategies or StrategySettings()
+        self._log = StrategyLog(strategies, evaluation or EvaluationSettings())
         self._check_slate_value()
+        self._beside = {name: self.fit.beside(name, seed) for name in self._others(strategies)}
+        keeps = frozenset[str]().union(*(fit.algorithm.keeps for fit in (self.fit, *self._beside.values())))
         self._buffer = ReplayBuffer(
             settings.buffer_size,
             settings.held_out_share,
             Rows(self._item_row, self._tokens),
-            keeps=self._algorithm.keeps | (frozenset({"next-candidates"}) if self._by_clicks else frozenset()),
+            keeps=keeps | (frozenset({"next-candidates"}) if self._by_clicks else frozenset()),
+            needs_propensities="propensities" in self.fit.algorithm.keeps,
             observation=encoder.observation,
         )
 
@@ -188,8 +194,9 @@ class Learner:
         Raises:
             ModelError: it is of another shape.
         """
-        for network in (self._online, self._target):
-            take_weights(network, model)
+        for fit in (self.fit, *self._beside.values()):
+            for network in (fit.online, fit.target):
+                take_weights(network, model)
         self._follows = None if self._scores_are_logits or self._by_clicks else model.follows
         self._successors = None
 
@@ -200,6 +207,21 @@ class Learner:
                 f"learner.algorithm = {self.settings.algorithm!r}: expected 'clicks' or 'choice' with a value learner "
                 "and encoder.choice, else 'mean' without it"
             )
+
+    def _others(self, strategies: StrategySettings) -> list[Algorithm]:
+        """The learners that strategies name beside the settings' own.
+
+        Raises:
+            SettingsError: they cannot share its features.
+        """
+        named = dict.fromkeys(arm.learner for arm in strategies.arms.values())
+        others = [name for name in named if name not in (None, self.settings.algorithm)]
+        if others and self._by_clicks:
+            raise SettingsError(
+                f"strategies.arms: their learners {others} go with learner.slate_value = 'mean', not with "
+                f"{self.settings.slate_value!r}: name none, or set it so"
+            )
+        return others
 
     @property
     def buffer_size(self) -> int:
@@ -214,7 +236,7 @@ class Learner:
     @property
     def _scores_are_logits(self) -> bool:
         """Whether φᵀw is a policy's score, which is no expectation of a reward."""
-        return isinstance(self._algorithm, PolicyGradient)
+        return self.fit.is_policy
 
     @property
     def _by_clicks(self) -> bool:
@@ -277,25 +299,41 @@ class Learner:
     def _step(self, rows: npt.NDArray[np.int64]) -> dict[str, float]:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
             batch = self._batch(rows)
-            items = self._online.item_inputs(self._all_items(), self._known_ids())
-            vectors = self._online.item_vectors(items)
-            states = self._encode(self._online, batch, items)
-            if isinstance(self._algorithm, PolicyGradient):
-                losses = self._policy_losses(self._algorithm, batch, states, items, vectors)
-            else:
-                losses = self._td_losses(self._algorithm, batch, states, vectors)
-            rl_loss, value_loss, metrics = losses
+            items = self.fit.online.item_inputs(self._all_items(), self._known_ids())
+            vectors = self.fit.online.item_vectors(items)
+            states = self._encode(self.fit.online, batch, items)
+            rl_loss, value_loss, metrics = self._losses(self.fit, batch, states, items, vectors)
             next_item_loss = self._next_item_loss(batch, states, items, vectors)
             loss = rl_loss + self.settings.next_item_weight * next_item_loss + value_loss
-        if self.settings.learning_rate_half_life:
-            for group, rated in zip(self._optimizer.param_groups, _rated(self._online, self.settings), strict=True):
-                group["lr"] = rated["lr"] * 0.5 ** (self.steps / self.settings.learning_rate_half_life)
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
-        torch.nn.utils.clip_grad_norm_(self._online.parameters(), 1.0)
-        self._optimizer.step()
-        self._follow()
+        self.fit.move(loss, self.steps)
+        for name, fit in self._beside.items():
+            told = self._step_beside(fit, batch, states, items.detach(), vectors.detach())
+            metrics |= {f"{name}.{metric}": value for metric, value in told.items()}
         return {"loss": loss.item(), "next_item_loss": next_item_loss.item(), **metrics}
+
+    def _step_beside(
+        self, fit: Fit, batch: _Batch, states: _States, items: Tensor, vectors: Tensor
+    ) -> dict[str, float]:
+        """A step of another learner on features that stay as they are."""
+        if fit.is_policy:
+            known = self._buffer.columns["slate_propensity"][batch.rows, 0] > 0
+            if not known.any():
+                return {}
+            if not known.all():
+                batch = self._batch(batch.rows[known])
+                states = self._encode(self.fit.online, batch, items)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
+            rl_loss, value_loss, metrics = self._losses(fit, batch, states.detached(), items, vectors)
+        fit.move(rl_loss + value_loss, self.steps)
+        return metrics
+
+    def _losses(
+        self, fit: Fit, batch: _Batch, states: _States, items: Tensor, vectors: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """The learner's loss, the value head's loss, and what is reported of them."""
+        if isinstance(fit.algorithm, PolicyGradient):
+            return self._policy_losses(fit, fit.algorithm, batch, states, items, vectors)
+        return self._td_losses(fit, fit.algorithm, batch, states, vectors)
 
     def _known_ids(self) -> Tensor | None:
         """Which items this step knows by their ids: float32[n], 1 or 0; None for all."""
@@ -304,21 +342,15 @@ class Learner:
         known = self._rng.random(len(self._row)) >= self.settings.id_dropout
         return self._tensor(known.astype(np.float32))
 
-    def _follow(self) -> None:
-        """Move the target network towards the online one."""
-        with torch.no_grad():
-            for ours, theirs in zip(self._target.parameters(), self._online.parameters(), strict=True):
-                ours.lerp_(theirs, self.settings.target_rate)
-
     def _td_losses(
-        self, algorithm: QLearning, batch: _Batch, states: _States, vectors: Tensor
+        self, fit: Fit, algorithm: QLearning, batch: _Batch, states: _States, vectors: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, float]]:
         """Of a value learner: the TD loss, the value head's loss, and what is reported of them."""
-        value, q_spread = self._next_values(algorithm, batch, states, vectors)
-        q = self._q(self._online, states.user, vectors, batch.slate)
-        y, weight = self._targets(self._online, batch, states, value)
+        value, q_spread = self._next_values(fit, algorithm, batch, states, vectors)
+        q = self._q(fit.online, states.user, vectors, batch.slate)
+        y, weight = self._targets(fit.online, batch, states, value)
         td_loss = (weight * (q - y) ** 2).sum() / weight.sum().clamp(min=_LEAST_WEIGHT)
-        value_loss = ((self._online.value(states.after.detach()) - value) ** 2).mean()
+        value_loss = ((fit.online.value(states.after.detach()) - value) ** 2).mean()
         metrics = {"td_error": td_loss.item() ** 0.5, "q_spread": q_spread}
         if self._by_clicks:
             choice_loss, idle_loss = self._click_losses(batch, states, vectors, value)
@@ -343,14 +375,15 @@ class Learner:
         """Of a conditional logit of the click, if any; and of Q(s, ⊥), on the steps without one."""
         clicked = self._clicked(batch)
         none = (clicked.sum(dim=1) == 0).float()
-        place = self._online.place_odds - self._online.place_odds[:1]
-        logits = self._online.click_logits(states.user, vectors[batch.slate])
+        network = self.fit.online
+        place = network.place_odds - network.place_odds[:1]
+        logits = network.click_logits(states.user, vectors[batch.slate])
         logits = logits + place[(batch.slate_position - 1).clamp(0, MAX_POSITIONS - 1)]
         logits = logits.masked_fill(batch.shown == 0, -torch.inf)
         log_chance = torch.cat([logits, torch.zeros_like(logits[:, :1])], dim=1).float().log_softmax(dim=1)
         chosen = torch.cat([clicked, none[:, None]], dim=1)
         choice_loss = -torch.where(chosen > 0, log_chance, 0.0).sum(dim=1).mean()
-        wrong = self._idle(self._online, states.before) - batch.discount * value
+        wrong = self._idle(network, states.before) - batch.discount * value
         return choice_loss, (none * wrong**2).sum() / none.sum().clamp(min=_LEAST_WEIGHT)
 
     def _idle(self, network: Network, states: Tensor) -> Tensor:
@@ -363,25 +396,25 @@ class Learner:
         return torch.maximum(found, (batch.slate_reward != 0) * batch.shown)
 
     def _next_values(
-        self, algorithm: QLearning, batch: _Batch, states: _States, vectors: Tensor
+        self, fit: Fit, algorithm: QLearning, batch: _Batch, states: _States, vectors: Tensor
     ) -> tuple[Tensor, float]:
         """V(s') as the algorithm has it, and the spread of Q among sampled candidates."""
         if self._by_clicks:
             return self._next_values_by_clicks(algorithm, batch, states, vectors)
         candidates = self._candidates()
         with torch.no_grad():
-            items = self._target.item_inputs(self._all_items())
-            target_states = self._encode(self._target, batch, items)
-            online = (states.next_user * self._online.reward_weights) @ vectors[candidates].T
-            target_vectors = self._target.item_vectors(items[candidates])
-            target = (target_states.next_user * self._target.reward_weights) @ target_vectors.T
+            items = fit.target.item_inputs(self._all_items())
+            target_states = self._encode(fit.target, batch, items)
+            online = (states.next_user * fit.online.reward_weights) @ vectors[candidates].T
+            target_vectors = fit.target.item_vectors(items[candidates])
+            target = (target_states.next_user * fit.target.reward_weights) @ target_vectors.T
             told = self._told(self._after(batch), candidates.expand(len(online), -1))
             online, target = online + told, target + told
             following = Following(
                 online.float(),
                 target.float(),
-                lambda: self._target.value(target_states.after).float(),
-                lambda: self._shown_next(batch, target_states, items),
+                lambda: fit.target.value(target_states.after).float(),
+                lambda: self._shown_next(fit.target, batch, target_states, items),
             )
             value = algorithm.next_state_values(following, self.settings.slate_size)
             return value, online.std(dim=1, correction=0).mean().item()
@@ -392,15 +425,16 @@ class Learner:
         """The same by SlateQ's decomposition, over the candidates of the next decision where they are known."""
         candidates, present = self._next_candidates(batch.rows)
         with torch.no_grad():
-            items = self._target.item_inputs(self._all_items())
-            target_states, target_vectors = self._encode(self._target, batch, items), self._target.item_vectors(items)
-            online = self._q(self._online, states.next_user, vectors, candidates)
-            target = self._q(self._target, target_states.next_user, target_vectors, candidates)
+            network = self.fit.target
+            items = network.item_inputs(self._all_items())
+            target_states, target_vectors = self._encode(network, batch, items), network.item_vectors(items)
+            online = self._q(self.fit.online, states.next_user, vectors, candidates)
+            target = self._q(network, target_states.next_user, target_vectors, candidates)
             following = Following(
                 online.float(),
                 target.float(),
-                lambda: self._target.value(target_states.after).float(),
-                lambda: self._shown_next(batch, target_states, items),
+                lambda: network.value(target_states.after).float(),
+                lambda: self._shown_next(network, batch, target_states, items),
                 self._clicks(target_states, target_vectors[candidates], present),
             )
             value = algorithm.next_state_values(following, self.settings.slate_size)
@@ -408,9 +442,9 @@ class Learner:
 
     def _clicks(self, states: _States, vectors: Tensor, present: Tensor) -> Clicks:
         """How these items are clicked in the next states, by the target network; vectors [B, C, d], present [B, C]."""
-        logits = self._target.click_logits(states.next_user, vectors).float()
+        logits = self.fit.target.click_logits(states.next_user, vectors).float()
         odds = logits.clamp(max=MAX_LOG_ODDS).exp() * present
-        return Clicks(odds, self._idle(self._target, states.after).float(), self.settings.slate_search)
+        return Clicks(odds, self._idle(self.fit.target, states.after).float(), self.settings.slate_search)
 
     def _next_candidates(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Items of the next decisions, else a sample of the catalogue; and which of them are there; [B, C] both."""
@@ -432,26 +466,27 @@ class Learner:
         count = min(self.settings.candidates, len(self._offered_rows))
         return self._tensor(self._rng.choice(self._offered_rows, count, replace=False))
 
-    def _shown_next(self, batch: _Batch, states: _States, items: Tensor) -> ShownNext:
+    def _shown_next(self, target: Network, batch: _Batch, states: _States, items: Tensor) -> ShownNext:
         """The next slates under the target network."""
         columns = self._buffer.columns
         length = columns["next_slate_length"][batch.rows]
         places = max(int(length.max()), 1)
         slate = self._tensor(columns["next_slate"][batch.rows, :places])
         mask = (np.arange(places)[None] < length[:, None]).astype(np.float32)
-        vectors, shown = self._target.item_vectors(items), self._tensor(mask)
-        q = self._q(self._target, states.next_user, vectors, slate).float() + self._told(self._after(batch), slate)
+        vectors, shown = target.item_vectors(items), self._tensor(mask)
+        q = self._q(target, states.next_user, vectors, slate).float() + self._told(self._after(batch), slate)
         return ShownNext(q, shown, self._clicks(states, vectors[slate], shown) if self._by_clicks else None)
 
     def _policy_losses(
-        self, algorithm: PolicyGradient, batch: _Batch, states: _States, items: Tensor, vectors: Tensor
+        self, fit: Fit, algorithm: PolicyGradient, batch: _Batch, states: _States, items: Tensor, vectors: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, float]]:
         """Of a policy learner: the surrogate less the entropy, the critic's loss, and what is reported of them."""
         sample = self._candidates()
-        policy, spread = self._slate_policy(batch, states, vectors, sample)
+        policy, spread = self._slate_policy(fit.online, batch, states, vectors, sample)
         log_behaviour = self._log_behaviour(batch)
-        value = self._online.value(self._online.observed(states.read.detach(), batch.observation)).float()
-        steps = self._steps(batch, states, items, vectors, sample, (policy.log_policy - log_behaviour).sum(dim=1))
+        value = fit.online.value(fit.online.observed(states.read.detach(), batch.observation)).float()
+        log_ratio = (policy.log_policy - log_behaviour).sum(dim=1)
+        steps = self._steps(fit.online, batch, states, items, vectors, sample, log_ratio)
         trace = v_trace(steps, algorithm.trace_cap)
         slates = Slates(policy.log_policy, log_behaviour, batch.slate_reward, batch.shown)
         loss, weight = algorithm.surrogate(slates, steps, trace)
@@ -471,7 +506,14 @@ class Learner:
         )
 
     def _steps(
-        self, batch: _Batch, states: _States, items: Tensor, vectors: Tensor, sample: Tensor, log_ratio: Tensor
+        self,
+        network: Network,
+        batch: _Batch,
+        states: _States,
+        items: Tensor,
+        vectors: Tensor,
+        sample: Tensor,
+        log_ratio: Tensor,
     ) -> Steps:
         """These transitions and those that followed them, as V-trace wants them."""
         columns: list[tuple[Tensor, ...]] = []
@@ -484,8 +526,8 @@ class Learner:
                     (
                         log_ratio.detach(),
                         (batch.slate_reward * batch.shown).sum(dim=1) / batch.shown.sum(dim=1),
-                        self._online.value(states.before).float(),
-                        self._online.value(states.after).float(),
+                        network.value(states.before).float(),
+                        network.value(states.after).float(),
                         batch.discount,
                         torch.from_numpy(follows).to(self.device),
                     )
@@ -494,8 +536,8 @@ class Learner:
                     break
                 rows = np.maximum(following, 0)
                 batch = self._batch(rows)
-                states = self._encode(self._online, batch, items)
-                policy, _ = self._slate_policy(batch, states, vectors, sample)
+                states = self._encode(network, batch, items)
+                policy, _ = self._slate_policy(network, batch, states, vectors, sample)
                 log_ratio = (policy.log_policy - self._log_behaviour(batch)).sum(dim=1)
                 following = np.where(following >= 0, self._buffer.following(rows), -1)
             return Steps(*(torch.stack(column, dim=1) for column in zip(*columns, strict=True)))
@@ -506,7 +548,7 @@ class Learner:
         return self._tensor(np.log(np.where(propensity > 0, propensity, 1.0)).astype(np.float32))
 
     def _slate_policy(
-        self, batch: _Batch, states: _States, vectors: Tensor, sample: Tensor
+        self, network: Network, batch: _Batch, states: _States, vectors: Tensor, sample: Tensor
     ) -> tuple[SlatePolicy, float]:
         """The policy's opinion of the shown slates, and the spread of the candidates' scores.
 
@@ -529,9 +571,9 @@ class Learner:
         candidates = self._tensor(items)
         within = ((candidates[:, :, None] == batch.slate[:, None, :]) & (batch.shown > 0)[:, None, :]).any(dim=2)
         log_count = torch.log(self._tensor(count)).masked_fill(within, -torch.inf)
-        weighted = states.user * self._online.reward_weights
+        weighted = states.user * network.reward_weights
         others = torch.einsum("bd,bcd->bc", weighted, vectors[candidates]).float()
-        shown = self._q(self._online, states.user, vectors, batch.slate).float()
+        shown = self._q(network, states.user, vectors, batch.slate).float()
         spread = others.detach().std(dim=1, correction=0).mean().item()
         return slate_policy(shown, batch.shown, others, log_count, self.settings.temperature), spread
 
@@ -543,15 +585,15 @@ class Learner:
         if states.prefixes is None:
             hidden = self._tensor(self._rng.random(history.shape) < _MASKED_SHARE).bool()
             reward = batch.history_reward[:_NEXT_ITEM_ROWS]
-            told, present = self._online.predicting(items[history], reward, length, hidden)
+            told, present = self.fit.online.predicting(items[history], reward, length, hidden)
         else:
             told = states.prefixes[:_NEXT_ITEM_ROWS, : history.shape[1]]
         if not present.any():
             return vectors.new_zeros(())
-        known = self._online.known(batch.tokens[:_NEXT_ITEM_ROWS], batch.token_weight[:_NEXT_ITEM_ROWS])
+        known = self.fit.online.known(batch.tokens[:_NEXT_ITEM_ROWS], batch.token_weight[:_NEXT_ITEM_ROWS])
         prefixes = told[present]
         known = known[:, None].expand(-1, history.shape[1], -1)[present]
-        user = self._online.user_vectors(prefixes, known) * self._online.choice_weights
+        user = self.fit.online.user_vectors(prefixes, known) * self.fit.online.choice_weights
         clicked = history[present]
         negatives = self._tensor(self._rng.choice(self._offered_rows, self.settings.negatives))
         positive = (user * vectors[clicked]).sum(dim=1, keepdim=True)
@@ -701,10 +743,11 @@ class Learner:
     def _estimate_examination(self) -> None:
         """How much each place is looked at: observed rewards over those expected if all were looked at alike."""
         rows = self._buffer.latest(_EVALUATED)
-        batch, states, vectors = self._evaluate(self._online, rows)
+        network = self.fit.online
+        batch, states, vectors = self._evaluate(network, rows)
         with torch.no_grad():
-            value = batch.discount * self._online.value(states.after)
-            q = self._q(self._online, states.user, vectors, batch.slate) + self._told(self._before(batch), batch.slate)
+            value = batch.discount * network.value(states.after)
+            q = self._q(network, states.user, vectors, batch.slate) + self._told(self._before(batch), batch.slate)
             expected = (q - value[:, None]).clamp(min=0.005)
             place = (batch.slate_position - 1).clamp(0, MAX_POSITIONS - 1).flatten().cpu().numpy()
             shown = batch.shown.flatten().cpu().numpy()
@@ -719,7 +762,7 @@ class Learner:
     def publish(self) -> ServingModel:
         """The next version of the model; training goes on as if nothing had happened."""
         self.version += 1
-        network = self._target if self.settings.published == "average" else self._online
+        network = self.fit.published
         if self._first is None:
             self._first = copy.deepcopy(network)
         prior, curve = self._prior(network)
@@ -745,6 +788,10 @@ class Learner:
             metrics=metrics,
             trained_transitions=self.trained_transitions,
             follows=self._follows,
+            learners={
+                name: fit.published.reward_weights.detach().float().cpu().numpy().copy()
+                for name, fit in self._beside.items()
+            },
         )
 
     def evaluations(self) -> list[Evaluation]:
@@ -823,7 +870,6 @@ class Learner:
 
     def checkpoint(self) -> bytes:
         """Everything, so that a restored learner goes on as this one would have."""
-        optimizer = self._optimizer.state_dict()["state"]
         words = {
             "items": [[item_id, self._items.get(item_id)] for item_id in self._row],
             "offered": sorted(self._offered),
@@ -834,12 +880,11 @@ class Learner:
         }
         return save(
             {
-                **{f"online.{name}": _array(weight) for name, weight in self._online.state_dict().items()},
-                **{f"target.{name}": _array(weight) for name, weight in self._target.state_dict().items()},
+                **self.fit.state(),
                 **{
-                    f"optimizer.{index}.{name}": _array(part)
-                    for index, parts in optimizer.items()
-                    for name, part in parts.items()
+                    f"learner.{name}.{key}": part
+                    for name, fit in self._beside.items()
+                    for key, part in fit.state().items()
                 },
                 **{f"buffer.{name}": column for name, column in self._buffer.state().items()},
                 **{f"strategies.{name}": column for name, column in self._log.state().items()},
@@ -869,34 +914,16 @@ class Learner:
         self.version, self.steps, self.trained_transitions = words.counts
         self._rng.bit_generator.state = json.loads(words.random)
         self._examination = arrays["examination"].copy()
-        for network, prefix in ((self._online, "online."), (self._target, "target.")):
-            network.load_state_dict(_tensors(arrays, prefix))
-        self._restore_optimizer(_tensors(arrays, "optimizer."))
+        self.fit.restore(arrays)
+        for name, fit in self._beside.items():
+            if state := _part(arrays, f"learner.{name}."):  # else a strategy has brought it since: it begins anew
+                fit.restore(state)
         self._buffer.restore(_part(arrays, "buffer."))
         follows = _part(arrays, "follows.")
         self._follows, self._successors = Follows.of(follows) if follows else None, None
         strategies = _part(arrays, "strategies.")
         if strategies:  # a checkpoint of an earlier release has none
             self._log.restore(strategies)
-
-    def _restore_optimizer(self, parts: Mapping[str, Tensor]) -> None:
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, part in parts.items():
-            index, field = name.split(".")
-            state.setdefault(int(index), {})[field] = part
-        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
-
-
-def _rated(network: Network, settings: LearnerSettings) -> list[dict[str, Any]]:
-    """The parameters in their order, each run of them with its learning rate: the value head has its own."""
-    runs = itertools.groupby(network.named_parameters(), lambda pair: pair[0].startswith("tables.value_"))
-    return [
-        {
-            "params": [parameter for _, parameter in run],
-            "lr": settings.learning_rate * (settings.value_rate if of_value else 1.0),
-        }
-        for of_value, run in runs
-    ]
 
 
 class _Words(msgspec.Struct, frozen=True):
@@ -906,15 +933,6 @@ class _Words(msgspec.Struct, frozen=True):
     counts: tuple[int, int, int]
     random: str
     algorithm: str = "double-q-learning"
-
-
-def _array(tensor: Tensor) -> npt.NDArray[Any]:
-    array: npt.NDArray[Any] = tensor.detach().cpu().contiguous().numpy()
-    return array
-
-
-def _tensors(arrays: Mapping[str, npt.NDArray[Any]], prefix: str) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(array.copy()) for name, array in _part(arrays, prefix).items()}
 
 
 def _part(arrays: Mapping[str, npt.NDArray[Any]], prefix: str) -> dict[str, npt.NDArray[Any]]:

@@ -30,6 +30,7 @@ PART_BYTES: Final = 900_000
 _KEEP: Final = "keep the model that serves, and publish this one again"
 _WEIGHT: Final = "weight."
 _FOLLOWS: Final = "follows."
+_LEARNER: Final = "learner."
 _DTYPES: Final = {"<f4": "F32", "<f8": "F64", "|u1": "U8", "<i4": "I32"}
 
 
@@ -74,6 +75,7 @@ def _tensors(model: ServingModel) -> dict[str, npt.NDArray[np.generic]]:
         "neighbours": _text(model.neighbours),
         "constants": np.frombuffer(msgspec.json.encode(constants), np.uint8),
         **({"strategies": _text(model.strategies)} if model.strategies else {}),
+        **{_LEARNER + name: weights for name, weights in model.learners.items()},
         **({} if model.follows is None else {_FOLLOWS + key: part for key, part in model.follows.arrays().items()}),
     }
 
@@ -110,6 +112,8 @@ def unpack(manifest: ModelManifest, parts: Sequence[bytes]) -> ServingModel:
         "examination": (MAX_POSITIONS,),
         "popularity.counts": (len(popular), 2),
     }
+    learners = [name.removeprefix(_LEARNER) for name in tensors if name.startswith(_LEARNER)]
+    shapes |= {_LEARNER + name: (size,) for name in learners}
     for name, shape in shapes.items():
         if name not in tensors or tensors[name].shape != shape:
             got = tensors[name].shape if name in tensors else "nothing"
@@ -134,6 +138,7 @@ def unpack(manifest: ModelManifest, parts: Sequence[bytes]) -> ServingModel:
         metrics=manifest.metrics,
         trained_transitions=manifest.trained_transitions,
         follows=follows,
+        learners={name: tensors[_LEARNER + name].astype(np.float32) for name in learners},
     )
 
 

@@ -18,7 +18,7 @@ from model_core import random
 from model_core.bandit import diverse, head, slate
 from model_core.bandit.clicks import slate_scores
 from model_core.candidates import SOURCES, Candidates, Embedded
-from model_core.config import PolicySettings, StrategySettings
+from model_core.config import POLICY_LEARNERS, PolicySettings, StrategySettings
 from model_core.kernel import kernel
 from model_core.records import Candidates as CandidateSample
 from model_core.records import RecommendedItem, Served
@@ -125,7 +125,7 @@ def _choose(
     )
     offered = _offered(pool, embedded, settings)
     following = None if follows is None else np.take_along_axis(follows, np.maximum(pool.rows, 0), 1)
-    scores = [_component_scores(keys, moments, user_vectors, pool, following, embedded, arm.settings) for arm in among]
+    scores = [_arm_scores(arm, keys, moments, user_vectors, pool, following, embedded) for arm in among]
     if settings.slate_search != "scores" and (odds := embedded.click_odds(user_vectors, pool.rows)) is not None:
         size, search = settings.slate_size, settings.slate_search
         scores = [slate_scores(part, odds[:, None], offered[:, None], size, search) for part in scores]
@@ -169,6 +169,29 @@ def _within_cap(category: IntArray, means: FloatArray, offered: BoolArray, cap: 
     within = np.empty(len(category), bool)
     within[order] = np.arange(len(category)) - first < cap
     return within | (category < 0)
+
+
+def _arm_scores(
+    arm: Arm,
+    keys: npt.NDArray[np.uint64],
+    moments: head.Moments,
+    user_vectors: Float32Array,
+    pool: Candidates,
+    following: Float32Array | None,
+    embedded: Embedded,
+) -> FloatArray:
+    """Scores of each candidate under each component of a strategy, by its learner; float64[B, M, C].
+
+    A policy's scores are of another kind than what follows what, and go without.
+    """
+    scores = _component_scores(keys, moments, user_vectors, pool, following, embedded, arm.settings)
+    if arm.learner is None or arm.learner not in embedded.learners:
+        return scores
+    beyond = np.empty((len(scores), 1, scores.shape[2]))
+    _score((user_vectors * embedded.learners[arm.learner])[:, None], pool.rows, embedded.vectors, beyond)
+    if following is not None and arm.learner in POLICY_LEARNERS:
+        beyond -= following[:, None]
+    return scores + beyond
 
 
 def _component_scores(

@@ -88,8 +88,8 @@ class ReplayBuffer:
         capacity: transitions; the oldest make room.
         held_out_share: of the transitions, never sampled for training.
         rows: ids to numbers.
-        keeps: what is kept beside the common columns: `next-slate`, `next-candidates`, `propensities`. Who asks for
-            propensities gets transitions with them alone.
+        keeps: what is kept beside the common columns: `next-slate`, `next-candidates`, `propensities`.
+        needs_propensities: take transitions with propensities alone; else, where they are kept, others have 0.
         observation: numbers of an observation; where it is not 0, who lacks them is left out.
 
     Attributes:
@@ -103,6 +103,8 @@ class ReplayBuffer:
         held_out_share: float,
         rows: Rows,
         keeps: AbstractSet[str] = frozenset(),
+        *,
+        needs_propensities: bool = False,
         observation: int = 0,
     ) -> None:
         self.columns: dict[str, npt.NDArray[Any]] = {}
@@ -111,6 +113,7 @@ class ReplayBuffer:
         self._held_out = int(held_out_share * _HELD_OUT_BUCKETS)
         self._rows = rows
         self._keeps = keeps
+        self._needs_propensities = needs_propensities
         self._observation = observation
         self._fields = dict(_FIELDS)
         if observation:
@@ -135,7 +138,7 @@ class ReplayBuffer:
         Returns:
             Its row, None where it was left out.
         """
-        reason = _unusable(transition, propensities="propensities" in self._keeps, observation=self._observation)
+        reason = _unusable(transition, propensities=self._needs_propensities, observation=self._observation)
         if reason is not None:
             self.left_out[reason] += 1
             return None
@@ -156,11 +159,13 @@ class ReplayBuffer:
     def following(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Rows of the transitions that follow these; −1 for none, for one that is not here, and for a held-out one.
 
+        Nor is one that follows without propensities.
+
         Only for a buffer that keeps `propensities`.
         """
         found = self._row_of_key
         following = np.array([found.get(key, -1) for key in self.columns["next_key"][rows].tolist()], np.int64)
-        hidden = self.columns["held_out"][following] & (following >= 0)
+        hidden = self.columns["held_out"][following] | (self.columns["slate_propensity"][following, 0] <= 0)
         return np.where(hidden | (rows < 0), -1, following)
 
     def erase(self, user_id: str) -> int:
@@ -254,7 +259,12 @@ class ReplayBuffer:
     def _write_decision(self, row: int, transition: Transition) -> None:
         """How the slate was chosen, and which transition followed."""
         columns, slate = self.columns, transition.slate[:_SLATE]
-        columns["slate_propensity"][row, : len(slate)] = [shown.propensity for shown in slate]
+        unusable = _unusable_propensities(transition)
+        if unusable is None:
+            columns["slate_propensity"][row, : len(slate)] = [shown.propensity for shown in slate]
+        else:
+            columns["slate_propensity"][row] = 0
+            self.left_out[f"{unusable}-for-strategies"] += 1
         known = _candidates(transition)
         items, inclusion = known or (None, [])
         self._write_candidates(row, "candidates", items)

@@ -118,6 +118,7 @@ class ServingModel:
         neighbours: co-clicked items, best first, by item id.
         strategies: share of the traffic by strategy; what is not in it begins with an equal one.
         follows: what follows what, a term of the score beside φᵀw; None for none.
+        learners: float32[d], weights w of the learners that strategies name, by their names.
     """
 
     name: str
@@ -134,6 +135,7 @@ class ServingModel:
     metrics: dict[str, float] = field(default_factory=dict)
     trained_transitions: int = 0
     follows: Follows | None = None
+    learners: Mapping[str, Float32Array] = field(default_factory=dict)
 
     @classmethod
     def initial(cls, settings: EncoderSettings, *, seed: int = 0) -> "ServingModel":
@@ -252,6 +254,17 @@ class ServingModel:
     def last(self, x: Float32Array, reward: Float32Array, length: npt.NDArray[np.int64]) -> Float32Array:
         """State after each whole history, arguments as of `encode`; float32[n, H]."""
         return KINDS[self.settings.kind].last(self.weights, self.settings, x, reward, length)
+
+    def beyond_prior(self) -> dict[str, Float32Array]:
+        """What each learner's weights are beyond the prior's mean: float32[d] by name.
+
+        Added to a user's head they make it that learner's, for a stranger exactly, and for others with what is known of
+        them.
+        """
+        if not self.learners:
+            return {}
+        mean = np.linalg.solve(self.prior.precision, self.prior.information)
+        return {name: (weights - mean).astype(np.float32) for name, weights in self.learners.items()}
 
     def user_vectors(
         self, h: Float32Array, traits: Sequence[Mapping[str, Any]], context: Sequence[Mapping[str, Any]]

@@ -25,9 +25,9 @@ class BareTorch:
 
     def __init__(self, learner: Learner) -> None:
         self._settings = settings = learner.settings
-        self.online: Network = copy.deepcopy(learner._online)  # noqa: SLF001 - the peer begins where ours begins
-        self._target: Network = copy.deepcopy(learner._target)  # noqa: SLF001
-        self._items = learner._all_items()  # noqa: SLF001
+        self.online: Network = copy.deepcopy(learner.fit.online)
+        self._target: Network = copy.deepcopy(learner.fit.target)
+        self._items = learner._all_items()  # noqa: SLF001 - the peer has what ours has
         columns = learner._buffer.columns  # noqa: SLF001
         used = columns["used"] & ~columns["held_out"]
         self._data = {

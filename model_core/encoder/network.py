@@ -1,6 +1,6 @@
 """The encoder in torch, as the trainer learns it; `serving` has the equations and the same in numpy."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -40,11 +40,16 @@ class Network(nn.Module):
 
     Weights that belong to training alone: `reward_weights` is w, in whose place the users' heads stand when serving,
     `choice_weights` are those of the next-item loss, and `place_odds` say how much less a place is clicked.
+
+    Attributes:
+        settings: shapes.
+        shared: names of the parameters that belong to another network, see `beside`.
     """
 
     def __init__(self, settings: EncoderSettings, seed: int) -> None:
         super().__init__()
         self.settings = settings
+        self.shared: frozenset[str] = frozenset()
         self.tables = nn.ParameterDict(
             {name: nn.Parameter(torch.from_numpy(weight)) for name, weight in initial_weights(settings, seed).items()}
         )
@@ -52,6 +57,22 @@ class Network(nn.Module):
         self.choice_weights = nn.Parameter(torch.ones(settings.dimension))
         if settings.choice:
             self.place_odds = nn.Parameter(torch.zeros(MAX_POSITIONS))
+
+    def beside(self, seed: int) -> "Network":
+        """A network with this one's features, and w and V(s) of its own."""
+        other = Network(self.settings, seed).to(self.reward_weights.device)
+        for name, table in self.tables.items():
+            if not name.startswith("value_"):
+                other.tables[name] = table
+        other.choice_weights = self.choice_weights
+        if self.settings.choice:
+            other.place_odds = self.place_odds
+        other.shared = frozenset(name for name, _ in other.named_parameters() if not _of_rewards(name))
+        return other
+
+    def own(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters that it shares with no other network, and their names."""
+        return (pair for pair in self.named_parameters() if pair[0] not in self.shared)
 
     def item_inputs(self, items: ItemBatch, known: Tensor | None = None) -> Tensor:
         """x(a); float32[n, E]. Where `known`, float32[n], is 0, the id says nothing, as that of a new item."""
@@ -177,6 +198,11 @@ class Network(nn.Module):
     def weights(self) -> Mapping[str, npt.NDArray[np.float32]]:
         """The weights that serve, as numpy arrays of their own."""
         return {name: table.detach().float().cpu().numpy().copy() for name, table in self.tables.items()}
+
+
+def _of_rewards(name: str) -> bool:
+    """Whether a parameter is of w or V(s), and not of the features."""
+    return name == "reward_weights" or name.startswith("tables.value_")
 
 
 def take_weights(network: Network, model: ServingModel, *, same_catalogue: bool = True) -> None:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from model_core import random
 from model_core.bandit import diverse, slate
-from model_core.config import PolicySettings, StrategySettings
+from model_core.config import Algorithm, PolicySettings, StrategySettings
 from model_core.records import Served
 
 __all__ = ["ALONE", "Arm", "Mixture", "arms", "assigned", "aversion", "mixture", "served", "turn"]
@@ -45,11 +45,13 @@ class Arm(NamedTuple):
         name: as `strategy` in recommendations says it.
         share: probability that it serves a user in an epoch.
         settings: the policy's, with the strategy's own in their place.
+        learner: whose scores it goes by; None for the model's own, and so where the model does not have that learner.
     """
 
     name: str
     share: float
     settings: PolicySettings
+    learner: Algorithm | None = None
 
 
 class Mixture(NamedTuple):
@@ -84,7 +86,7 @@ def arms(policy: PolicySettings, settings: StrategySettings, weights: Mapping[st
     spare = 1 - count * settings.floor
     shares = settings.floor + spare * (above / above.sum() if above.sum() > 0 else np.full(count, 1 / count))
     return tuple(
-        Arm(name, share, arm.applied(policy))
+        Arm(name, share, arm.applied(policy), arm.learner)
         for (name, arm), share in zip(settings.arms.items(), shares.tolist(), strict=True)
     )
 

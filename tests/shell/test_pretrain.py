@@ -67,7 +67,7 @@ def test_a_pretrained_model_serves_is_measured_and_starts_the_trainer(tmp_path: 
     assert "popularity" in described_benchmark(measured)
     begin = start(tmp_path / "trainer", start=str(tmp_path / "model"), device="cpu", threads=1)
     trainer = learner_of(msgspec.structs.replace(begin, encoder=SETTINGS.encoder))
-    np.testing.assert_array_equal(trainer._online.weights()["gru_hidden"], model.weights["gru_hidden"])
+    np.testing.assert_array_equal(trainer.fit.online.weights()["gru_hidden"], model.weights["gru_hidden"])
 
 
 def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(tmp_path: Path) -> None:

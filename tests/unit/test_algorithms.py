@@ -95,7 +95,7 @@ def test_the_value_head_has_a_learning_rate_of_its_own(half_life: int) -> None:
     assert moved["value_in"] == pytest.approx(5e-3, rel=1e-2)
     assert moved["user_taste"] == pytest.approx(1e-3, rel=1e-2)
     made.train(1)
-    rates = {group["lr"] for group in made._optimizer.param_groups}
+    rates = {group["lr"] for group in made.fit.optimizer.param_groups}
     assert rates == ({5e-3, 1e-3} if half_life == 0 else {2.5e-3, 5e-4})
 
 
@@ -194,7 +194,7 @@ def test_a_policy_serves_strangers_as_it_was_trained(algorithm: str) -> None:
     made.train(5)
     model = made.publish()
     mean = np.linalg.solve(model.prior.precision, model.prior.information)
-    own = made._online.reward_weights.detach().numpy()
+    own = made.fit.online.reward_weights.detach().numpy()
     np.testing.assert_allclose(mean[:-1], own[:-1], atol=1e-6)
 
 
