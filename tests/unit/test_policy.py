@@ -23,6 +23,7 @@ from model_core.rl.clicks import best_slates
 from model_core.serving import ServingModel
 from model_core.user_state import item_key
 from tests.unit.learner_case import ENCODER
+from tests.unit.test_follows import follows
 
 MODEL = ServingModel.initial(ENCODER, seed=6)
 NAMES = sorted((f"m{n}" for n in range(40)), key=item_key)
@@ -109,6 +110,46 @@ def test_propensities_are_those_of_the_stated_mixture(exploration: Literal["gree
         expected = [begin[place + 1] / begin[place] for place in range(3)]
         np.testing.assert_allclose([place.propensity for place in one.slate], expected, rtol=2e-3)
         assert {place.strategy for place in one.slate} == {exploration}
+
+
+@pytest.mark.parametrize("exploration", ["thompson", "ucb", "greedy"])
+@pytest.mark.parametrize("told", [{}, {NAMES[1]: 1.0, NAMES[3]: -0.5}])
+def test_slates_come_as_often_as_their_propensities_say(
+    exploration: Literal["thompson", "ucb", "greedy"], told: dict[str, float]
+) -> None:
+    """Over many draws for one person, with a table of what follows what and without.
+
+    Under Thompson sampling each draw of particles has propensities of its own: there a slate's inverse ones, summed over
+    the times that it came, are the number of draws.
+    """
+    draws, settings = 20_000, replace(SETTINGS, exploration=exploration, slate_size=2)
+    table = follows({("before", item_id): weight for item_id, weight in told.items()}, lags=(1.0,)) if told else None
+    same = posterior(1)
+    heads = head.Posterior(np.repeat(same.precision, draws, 0), np.repeat(same.information, draws, 0))
+    catalogue = Catalogue()
+    for name in (*NAMES[:4], "before"):
+        catalogue.set(Item(item_id=name, available=name != "before"))
+    found = policy.choose(
+        [Asked(key, ["before"], NOBODY) for key in range(draws)],
+        heads,
+        np.repeat(vectors(1), draws, 0),
+        embedded=Embedded(catalogue, replace(MODEL, follows=table), settings),
+        settings=settings,
+    )
+    came = Counter(tuple(shown(one)) for one in found)
+    assert len(came) == 12
+    stated: dict[tuple[str, ...], list[float]] = {}
+    for one in found:
+        stated.setdefault(tuple(shown(one)), []).append(math.prod(place.propensity for place in one.slate))
+    if exploration != "thompson":
+        assert sum(each[0] for each in stated.values()) == pytest.approx(1.0, abs=1e-6)
+        for order, count in came.items():
+            share = stated[order][0]
+            assert count / draws == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / draws)), order
+    for order, each in stated.items():
+        weighed = sum(1 / propensity for propensity in each) / draws
+        error = math.sqrt(sum(1 / propensity**2 for propensity in each) / draws - weighed**2) / math.sqrt(draws)
+        assert weighed == pytest.approx(1.0, abs=4 * error), order
 
 
 @pytest.mark.parametrize("exploration", ["thompson", "ucb", "greedy"])
