@@ -119,8 +119,8 @@ def test_slates_come_as_often_as_their_propensities_say(
 ) -> None:
     """Over many draws for one person, with a table of what follows what and without.
 
-    Under Thompson sampling each draw of particles has propensities of its own: there a slate's inverse ones, summed over
-    the times that it came, are the number of draws.
+    Under Thompson sampling each draw of particles has propensities of its own: there a slate's inverse ones, added
+    up over the times that it came, are the number of draws.
     """
     draws, settings = 20_000, replace(SETTINGS, exploration=exploration, slate_size=2)
     table = follows({("before", item_id): weight for item_id, weight in told.items()}, lags=(1.0,)) if told else None
