@@ -68,14 +68,17 @@ class _Sender:
 def changelog(
     settings: StreamSettings, topic: str, rng: np.random.Generator, users: int, size: int, *, partition: int = 0
 ) -> None:
-    """Write the records of so many users, random bytes, to a partition of a changelog in transactions."""
+    """Write the records of so many users, random bytes, to a partition of a changelog in transactions.
+
+    They are of people whom no load has events of: nobody could read their states.
+    """
     batched = {"transactional.id": f"{topic}-writer", "linger.ms": 5, "batch.size": 1_000_000}
     producer = Producer(confluent_config(settings, **batched))
     producer.init_transactions(30.0)
     for first in range(0, users, _TRANSACTION):
         producer.begin_transaction()
         for number in range(first, min(first + _TRANSACTION, users)):
-            producer.produce(topic, pack((None, None), rng.bytes(size)), USER + job.user(number), partition)
+            producer.produce(topic, pack((None, None), rng.bytes(size)), USER + b"nobody%d" % number, partition)
             producer.poll(0)
         producer.commit_transaction()
 
