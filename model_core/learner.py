@@ -283,7 +283,8 @@ class Learner:
         Returns:
             Means over the steps: `loss`, `next_item_loss`, `q_spread` (deviation of Q, or of the scores, over the
             candidates of a state); of value learners `td_error` (root mean square), of policy learners `policy_loss`,
-            `value_error`, `entropy`, `weight` and `effective_share`. Empty before there is anything to learn from.
+            `value_error`, `entropy`, `weight` and `effective_share`; `NAME.…` of a learner that strategies name. Empty
+            before there is anything to learn from.
         """
         rows = self._buffer.rows(held_out=False)
         if not len(rows) or not self._offered:

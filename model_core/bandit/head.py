@@ -44,6 +44,11 @@ Mask = npt.NDArray[np.bool_]
 
 _STORED: Final = np.dtype("<f4")
 
+_ROUNDING: Final = 2.0**-20
+"""Of a diagonal entry: below that, what is left of it as a pivot is what float32's rounding has made, batch by batch."""
+_MOST_ROUNDING: Final = 2.0**-8
+_MORE: Final = 16.0
+
 
 class Prior(NamedTuple):
     """The prior of every head, of one model version.
@@ -151,11 +156,13 @@ def correct(
 
 
 def moments(posterior: Posterior) -> Moments:
-    """Factorise: mean float64[B, d], Cholesky factor and its inverse float64[B, d, d].
+    """Factorise: mean float64[B, d], Cholesky factor float64[B, d, d].
+
+    After very many observations what is known of some directions drowns in the rounding of others, and A may have no
+    factor. There its diagonal is raised by as little, in proportion, as tells those directions from nothing.
 
     Raises:
-        NotPositiveDefiniteError: a `StateError` that names the rows, as rounding to float32 can bring about
-            when a direction was seen some 10⁷ times as precisely as another.
+        NotPositiveDefiniteError: a `StateError` that names the rows of what rounding alone has not made.
     """
     factors, mean = np.zeros_like(posterior.precision), np.empty_like(posterior.information)
     failed = np.zeros(len(mean), np.bool_)
@@ -267,32 +274,38 @@ def _moments(precision: Floats, information: Floats, factors: Floats, mean: Floa
     d = mean.shape[1]
     left, column = np.empty((d, d)), np.empty(d)
     for user in range(len(mean)):
-        failed[user] = not math.isfinite(_factorise(precision[user], left, column, factors[user]))
+        least, raised = _factorise(precision[user], 0.0, left, column, factors[user]), _ROUNDING
+        while not least >= _ROUNDING and raised <= _MOST_ROUNDING:
+            least = _factorise(precision[user], raised, left, column, factors[user])
+            raised *= _MORE
+        failed[user] = not math.isfinite(least)
         mean[user] = information[user]
         _solve(factors[user], mean[user])
 
 
 @kernel
-def _factorise(precision: Floats, left: Floats, column: Floats, factor: Floats) -> float:
+def _factorise(precision: Floats, raised: float, left: Floats, column: Floats, factor: Floats) -> float:
     """Cholesky by columns, right-looking: each column updates all that is left of A, so that inner loops are long.
 
-    Returns the sum of the diagonal, not a number where there is no factor (Golub and Van Loan, "Matrix Computations",
-    4th edition, 4.2.5).
+    The diagonal is first raised by this share. Returns the smallest share of a diagonal entry that is left of it as a
+    pivot, not a number where there is no factor (Golub and Van Loan, "Matrix Computations", 4th edition, 4.2.5).
     """
-    d, total = column.size, 0.0
+    d, least = column.size, 1.0
     for i in range(d):
         for j in range(i + 1):
             left[i, j] = precision[i, j]
+        left[i, i] += raised * precision[i, i]
     for j in range(d):
+        share = left[j, j] / precision[j, j] if left[j, j] > 0 and precision[j, j] > 0 else math.nan
+        least = share if not share >= least else least
         pivot = math.sqrt(left[j, j]) if left[j, j] > 0 else math.nan
-        total += pivot
         for i in range(j, d):
             column[i] = left[i, j] / pivot
             factor[i, j] = column[i]
         for i in range(j + 1, d):
             for k in range(j + 1, i + 1):
                 left[i, k] -= column[i] * column[k]
-    return total
+    return least
 
 
 @kernel

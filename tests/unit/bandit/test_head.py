@@ -209,6 +209,25 @@ def test_garbage_is_a_state_error_that_names_the_row(bad: bytes, says: str) -> N
         head.unpack([good, bad, good], 2)
 
 
+def test_rounding_after_very_many_observations_leaves_a_posterior() -> None:
+    """One direction is seen a billion times as precisely as the prior, batch by batch in float32: what is known stays.
+
+    The rounded precision itself has no factor any more.
+    """
+    rng, d, seen = np.random.default_rng(2), 32, 1e8
+    direction = rng.normal(size=d)
+    posterior, user = head.fresh(head.Prior(4.0 * np.eye(d), np.zeros(d), 1.0), 1), np.zeros(1, np.int64)
+    without_factor = 0
+    for _ in range(200):
+        head.observe(posterior, user, direction[None], np.ones(1), 1 / seen)
+        posterior = head.unpack(head.pack(posterior), d)
+        without_factor += np.linalg.eigvalsh(posterior.precision[0])[0] <= 0
+        mean = head.moments(posterior).mean[0]
+        assert mean @ direction == pytest.approx(1.0, abs=1e-3)
+        assert np.linalg.norm(mean) < 0.5 * np.sqrt(d), "what the prior itself spreads"
+    assert without_factor > 100
+
+
 @pytest.mark.parametrize("bad", [(1, 2, 1), (0, 0, 0), (-1, 0, 1)])
 def test_a_precision_without_a_factor_names_its_rows(bad: tuple[float, float, float]) -> None:
     """Indefinite, singular and negative matrices: a `StateError` with the rows to rebuild."""
