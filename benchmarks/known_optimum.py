@@ -60,7 +60,9 @@ COMMON: Final[dict[str, Any]] = {
     "weight_cap": 100.0,
 }
 VALUE_LEARNERS: Final = ("q-learning", "double-q-learning", "sarsa")
-FROM_LOG: Final[dict[str, dict[str, Any]]] = {"reinforce": {"learning_rate": 1e-2}}
+FROM_LOG: Final[dict[str, dict[str, Any]]] = {
+    "reinforce": {"learning_rate": 3e-3, "entropy_weight": 0.3, "entropy_half_life": 100}
+}
 
 
 class Own(NamedTuple):

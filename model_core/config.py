@@ -477,6 +477,8 @@ class LearnerSettings:
         next_item_weight: of the next-item loss beside the TD loss.
         temperature: of the softmax policy that a policy learner trains, in units of score.
         entropy_weight: of the policy's entropy, which keeps a policy learner exploring.
+        entropy_half_life: training steps after which that weight is half, and so on; 0 for one that stays. A policy
+            that is kept soft until its network tells states apart ends higher, above all from one fixed log.
         weight_cap: largest importance weight of `reinforce`.
         clip_range: ε of `ppo`.
         trace_steps: transitions that a policy learner looks ahead, this one included; then V(s') stands in.
@@ -522,6 +524,7 @@ class LearnerSettings:
     next_item_weight: float = 0.2
     temperature: float = 0.1
     entropy_weight: float = 0.01
+    entropy_half_life: int = 0
     weight_cap: float = 10.0
     clip_range: float = 0.2
     trace_steps: int = 3
@@ -553,7 +556,14 @@ class LearnerSettings:
             _expect(getattr(self, key) in choices, f"learner.{key}", getattr(self, key), " or ".join(choices))
         for key in ("value_rate", "temperature", "weight_cap", "clip_range", "meta_rate", "popularity_half_life"):
             _expect(getattr(self, key) > 0, f"learner.{key}", getattr(self, key), "more than 0")
-        for key in ("entropy_weight", "choice_weight", "learning_rate_half_life", "weight_decay", "next_item_weight"):
+        for key in (
+            "entropy_weight",
+            "entropy_half_life",
+            "choice_weight",
+            "learning_rate_half_life",
+            "weight_decay",
+            "next_item_weight",
+        ):
             _expect(getattr(self, key) >= 0, f"learner.{key}", getattr(self, key), "0 or more")
         _expect(0 <= self.discount < 1, "learner.discount", self.discount, "0 or more, less than 1")
         _expect(self.learning_rate > 0, "learner.learning_rate", self.learning_rate, "more than 0")

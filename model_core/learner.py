@@ -487,11 +487,11 @@ class Learner:
         log_behaviour = self._log_behaviour(batch)
         value = fit.online.value(fit.online.observed(states.read.detach(), batch.observation)).float()
         log_ratio = (policy.log_policy - log_behaviour).sum(dim=1)
-        steps = self._steps(fit.online, batch, states, items, vectors, sample, log_ratio)
+        steps = self._steps(fit, batch, states, items, vectors, sample, log_ratio)
         trace = v_trace(steps, algorithm.trace_cap)
         slates = Slates(policy.log_policy, log_behaviour, batch.slate_reward, batch.shown)
         loss, weight = algorithm.surrogate(slates, steps, trace)
-        policy_loss = loss.mean() - self.settings.entropy_weight * policy.entropy.mean()
+        policy_loss = loss.mean() - self._entropy_weight() * policy.entropy.mean()
         value_loss = ((value - trace.value) ** 2).mean()
         return (
             policy_loss,
@@ -506,9 +506,14 @@ class Learner:
             },
         )
 
+    def _entropy_weight(self) -> float:
+        """As it is by now."""
+        half_life = self.settings.entropy_half_life
+        return self.settings.entropy_weight * (0.5 ** (self.steps / half_life) if half_life else 1.0)
+
     def _steps(
         self,
-        network: Network,
+        fit: Fit,
         batch: _Batch,
         states: _States,
         items: Tensor,
@@ -518,6 +523,7 @@ class Learner:
     ) -> Steps:
         """These transitions and those that followed them, as V-trace wants them."""
         columns: list[tuple[Tensor, ...]] = []
+        critic = fit.target if self.settings.critic == "average" else fit.online
         with torch.no_grad():
             rows, following = batch.rows, self._buffer.following(batch.rows)
             for step in range(self.settings.trace_steps):
@@ -527,8 +533,8 @@ class Learner:
                     (
                         log_ratio.detach(),
                         (batch.slate_reward * batch.shown).sum(dim=1) / batch.shown.sum(dim=1),
-                        network.value(states.before).float(),
-                        network.value(states.after).float(),
+                        critic.value(states.before).float(),
+                        critic.value(states.after).float(),
                         batch.discount,
                         torch.from_numpy(follows).to(self.device),
                     )
@@ -537,8 +543,8 @@ class Learner:
                     break
                 rows = np.maximum(following, 0)
                 batch = self._batch(rows)
-                states = self._encode(network, batch, items)
-                policy, _ = self._slate_policy(network, batch, states, vectors, sample)
+                states = self._encode(fit.online, batch, items)
+                policy, _ = self._slate_policy(fit.online, batch, states, vectors, sample)
                 log_ratio = (policy.log_policy - self._log_behaviour(batch)).sum(dim=1)
                 following = np.where(following >= 0, self._buffer.following(rows), -1)
             return Steps(*(torch.stack(column, dim=1) for column in zip(*columns, strict=True)))

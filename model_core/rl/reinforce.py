@@ -20,10 +20,13 @@ class Reinforce(PolicyGradient):
 
         ∇J = Σ_j ρ_j (λ_j r_j − r̄) ∇log π_j  +  K ρ_A (γ v(s') − (V(s) − r̄)) Σ_j ∇log π_j
 
-    with r̄ the batch's mean reward, and v(s') the per-decision importance-sampled return of what followed.
+    with r̄ the batch's mean reward, and v(s') the per-decision importance-sampled return of what followed. The weights
+    make V's own targets noisy, so the V in it is the target network's.
     """
 
     name: ClassVar[str] = "reinforce"
+
+    steady_value: ClassVar[bool] = True
 
     def __init__(self, settings: LearnerSettings) -> None:
         super().__init__(settings)
@@ -43,7 +46,10 @@ class Reinforce(PolicyGradient):
 
 
 def top_k_correction(log_policy: Tensor, shown: Tensor) -> Tensor:
-    """λ_j = K_j (1 − π_j)^(K_j − 1), K_j places being left to fill: dα/dπ of α = 1 − (1 − π)^K_j, to be among them.
+    """λ_j = (1 − π_j)^(K_j − 1), K_j places being left to fill: that the item would not be shown further down anyway.
+
+    K_j λ_j is dα/dπ of α = 1 − (1 − π)^K_j, to be among them: the paper's, for one choice that stands for K_j places.
+    Here each place has a term of its own, and their sum would count an item's reward once for each of them.
 
     Args:
         log_policy: float[B, K], log π of each shown item at its place.
@@ -53,4 +59,4 @@ def top_k_correction(log_policy: Tensor, shown: Tensor) -> Tensor:
         float[B, K].
     """
     left = shown.flip(1).cumsum(dim=1).flip(1).clamp(min=1)
-    return left * (1 - log_policy.exp()).clamp(min=0) ** (left - 1)
+    return (1 - log_policy.exp()).clamp(min=0) ** (left - 1)

@@ -99,6 +99,18 @@ def test_the_value_head_has_a_learning_rate_of_its_own(half_life: int) -> None:
     assert rates == ({5e-3, 1e-3} if half_life == 0 else {2.5e-3, 5e-4})
 
 
+def test_the_weight_of_the_entropy_halves() -> None:
+    """After one step at a half-life of one, the loss lacks half of the entropy's part, and nothing else."""
+    found = {}
+    for half_life in (0, 1):
+        made = taught("reinforce", entropy_weight=0.4, entropy_half_life=half_life, learning_rate=1e-12)
+        found[half_life] = [made.train(1) for _ in range(2)]
+    (stays, second), (begins, halved) = found[0], found[1]
+    assert begins["policy_loss"] == stays["policy_loss"]
+    lacks = halved["policy_loss"] - second["policy_loss"]
+    assert lacks == pytest.approx(0.2 * second["entropy"], rel=1e-3)
+
+
 def test_no_two_learners_are_the_same() -> None:
     """From the same transitions and seed each makes a model of its own."""
     models = []

@@ -128,12 +128,13 @@ def test_v_trace_without_a_cap_is_unbiased_whatever_the_critic_says() -> None:
 
 
 def test_the_top_k_correction_is_the_derivative_of_being_among_k() -> None:
-    """λ = d/dπ (1 - (1 - π)^K) with the places that are left, and 1 at the last place."""
+    """K λ = d/dπ (1 - (1 - π)^K) with K places left, so that the sum over the places counts an item once."""
     log_policy = torch.tensor([[0.2, 0.5, 0.7]]).log()
     probability = torch.tensor([0.2, 0.5, 0.7], requires_grad=True)
     (1 - (1 - probability) ** torch.tensor([3.0, 2.0, 1.0])).sum().backward()  # type: ignore[no-untyped-call]
     assert probability.grad is not None
-    torch.testing.assert_close(top_k_correction(log_policy, torch.ones(1, 3))[0], probability.grad)
+    left = torch.tensor([3.0, 2.0, 1.0])
+    torch.testing.assert_close(left * top_k_correction(log_policy, torch.ones(1, 3))[0], probability.grad)
     assert top_k_correction(log_policy, torch.tensor([[1.0, 0.0, 0.0]]))[0, 0] == 1.0
 
 
