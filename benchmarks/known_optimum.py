@@ -61,7 +61,7 @@ COMMON: Final[dict[str, Any]] = {
 }
 VALUE_LEARNERS: Final = ("q-learning", "double-q-learning", "sarsa")
 FROM_LOG: Final[dict[str, dict[str, Any]]] = {
-    "reinforce": {"learning_rate": 3e-3, "entropy_weight": 0.3, "entropy_half_life": 100}
+    "reinforce": {"learning_rate": 3e-3, "entropy_weight": 0.3, "entropy_half_life": 100, "critic": "average"}
 }
 
 

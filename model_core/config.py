@@ -479,6 +479,8 @@ class LearnerSettings:
         entropy_weight: of the policy's entropy, which keeps a policy learner exploring.
         entropy_half_life: training steps after which that weight is half, and so on; 0 for one that stays. A policy
             that is kept soft until its network tells states apart ends higher, above all from one fixed log.
+        critic: V in a policy learner's returns: the `latest`, or the running `average`, which is the target network's.
+            Where importance weights are large V is noisy, and the average is better; where values move, it lags behind.
         weight_cap: largest importance weight of `reinforce`.
         clip_range: ε of `ppo`.
         trace_steps: transitions that a policy learner looks ahead, this one included; then V(s') stands in.
@@ -525,6 +527,7 @@ class LearnerSettings:
     temperature: float = 0.1
     entropy_weight: float = 0.01
     entropy_half_life: int = 0
+    critic: Literal["latest", "average"] = "latest"
     weight_cap: float = 10.0
     clip_range: float = 0.2
     trace_steps: int = 3
@@ -551,7 +554,16 @@ class LearnerSettings:
     def check(self) -> None:
         """Raise `SettingsError` where a value is out of range."""
         hints = get_type_hints(LearnerSettings)
-        for key in ("algorithm", "future_credit", "meta", "meta_loss", "slate_value", "slate_search", "published"):
+        for key in (
+            "algorithm",
+            "future_credit",
+            "meta",
+            "meta_loss",
+            "slate_value",
+            "slate_search",
+            "published",
+            "critic",
+        ):
             choices = get_args(hints[key])
             _expect(getattr(self, key) in choices, f"learner.{key}", getattr(self, key), " or ".join(choices))
         for key in ("value_rate", "temperature", "weight_cap", "clip_range", "meta_rate", "popularity_half_life"):

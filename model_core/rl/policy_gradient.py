@@ -107,7 +107,7 @@ class Slates(NamedTuple):
 
 
 class PolicyGradient(ABC):
-    """A policy learner; they differ in `surrogate`, the cap of V-trace's weights and whose V, and in nothing else.
+    """A policy learner; they differ in `surrogate` and in the cap of V-trace's weights, and in nothing else.
 
     Args:
         settings: of learning.
@@ -116,13 +116,11 @@ class PolicyGradient(ABC):
         name: in `learner.algorithm`.
         keeps: columns of the replay buffer that it needs beside the common ones.
         trace_cap: largest weight in V-trace.
-        steady_value: whether V in advantages and returns is the target network's, which averages, not the newest.
     """
 
     name: ClassVar[str]
     keeps: ClassVar[frozenset[str]] = frozenset({"propensities"})
     trace_cap: float = 1.0
-    steady_value: ClassVar[bool] = False
 
     def __init__(self, settings: LearnerSettings) -> None:
         self.settings = settings

@@ -20,13 +20,10 @@ class Reinforce(PolicyGradient):
 
         ∇J = Σ_j ρ_j (λ_j r_j − r̄) ∇log π_j  +  K ρ_A (γ v(s') − (V(s) − r̄)) Σ_j ∇log π_j
 
-    with r̄ the batch's mean reward, and v(s') the per-decision importance-sampled return of what followed. The weights
-    make V's own targets noisy, so the V in it is the target network's.
+    with r̄ the batch's mean reward, and v(s') the per-decision importance-sampled return of what followed.
     """
 
     name: ClassVar[str] = "reinforce"
-
-    steady_value: ClassVar[bool] = True
 
     def __init__(self, settings: LearnerSettings) -> None:
         super().__init__(settings)
