@@ -44,8 +44,8 @@ Mask = npt.NDArray[np.bool_]
 
 _STORED: Final = np.dtype("<f4")
 
-_ROUNDING: Final = 2.0**-20
-"""Of a diagonal entry: below that, what is left of it as a pivot is what float32's rounding has made, batch by batch."""
+_ROUNDING: Final = 2.0**-17
+"""Of a diagonal entry: below it, what is left as a pivot is what float32's rounding has made, batch by batch."""
 _MOST_ROUNDING: Final = 2.0**-8
 _MORE: Final = 16.0
 
