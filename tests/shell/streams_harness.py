@@ -58,9 +58,9 @@ class Worker:
     def _copy(self, log: io.FileIO) -> None:
         """What it says, into its log: a pipe has room where the worker's disk is full."""
         assert self.process.stdout is not None
-        with log as output:
-            while said := os.read(self.process.stdout.fileno(), 65_536):
-                output.write(said)
+        with log, self.process.stdout as says:
+            while said := os.read(says.fileno(), 65_536):
+                log.write(said)
 
     def ready(self) -> bool:
         """Whether it has served partitions; fails where it has ended."""
@@ -77,6 +77,7 @@ class Worker:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(10)
+        self._copying.join(PATIENCE_S)
 
 
 class Deployment:
