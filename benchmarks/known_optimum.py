@@ -338,7 +338,7 @@ def _transition(
 def scores(model: ServingModel, problem: Problem) -> dict[State, Floats]:
     """What a worker scores a stranger's items by: φᵀm under the published prior."""
     vectors = model.item_vectors([Item(item_id=f"m{item}") for item in range(problem.items)])
-    mean = np.linalg.solve(model.prior.precision, model.prior.information)
+    mean = model.prior.mean
     found = {}
     for state in problem.states():
         x = model.item_inputs([Item(item_id=item_id) for item_id in names(state)])[None]

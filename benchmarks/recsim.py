@@ -146,7 +146,7 @@ def learner(settings: dict[str, Any], observed: int, seed: int, buffer_size: int
 def scored(model: ServingModel) -> Callable[[Floats, Ints], Floats]:
     """What a worker scores a stranger's candidates by: φᵀm, or what makes the best slate of it."""
     vectors = model.item_vectors(ITEMS[::CANDIDATES])
-    weights = np.linalg.solve(model.prior.precision, model.prior.information)
+    weights = model.prior.mean
 
     def scores(observation: Floats, topics: Ints) -> Floats:
         seen = observation[:, : model.settings.observation].astype(np.float32)

@@ -14,7 +14,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +30,7 @@ from streams.recovery import Reader
 from streams.settings import StreamSettings
 from streams.tasks import ROLE
 from streams.topics import CHANGELOG, declare, partition_for
+from tests.shell.streams_harness import last_opened, wait_for
 
 _SESSION_MS: Final = 6_000
 _RECORD_BYTES: Final = 6_000
@@ -62,7 +63,8 @@ class _Pair:
         for who in ("a", "b"):
             given = self._given | {"streams.data_dir": str(self.directory(who))}
             self.workers[who] = Child(["worker", "personalize"], given, self._log(who))
-        _until(lambda: all(len(self._opened(who)) == self.settings.partitions // 2 for who in self.workers), "a share")
+        share = self.settings.partitions // 2
+        wait_for(lambda: all(len(self._opened(who)) == share for who in self.workers), "a share", _PATIENCE_S)
 
     def directory(self, who: str) -> Path:
         """A worker's data directory."""
@@ -73,10 +75,7 @@ class _Pair:
 
     def _opened(self, who: str) -> Sequence[int]:
         self.workers[who].check()
-        lines = self._log(who).read_text().splitlines()
-        last = next((line for line in reversed(lines) if '"tasks-open"' in line or '"assigned"' in line), "{}")
-        found: list[int] = json.loads(last).get("partitions", []) if '"tasks-open"' in last else []
-        return found
+        return last_opened(self._log(who).read_text())
 
     def serving(self) -> tuple[str, str]:
         """Who serves the partition, and who does not."""
@@ -87,14 +86,6 @@ class _Pair:
         """End both."""
         for worker in self.workers.values():
             worker.stop()
-
-
-def _until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {_PATIENCE_S} s for {what}")
-        time.sleep(0.05)
 
 
 def _size(folder: Path) -> int:
@@ -140,7 +131,7 @@ def _takeover_s(broker: str, folder: Path, name: str, *, standbys: int, users: i
         serving, other = pair.serving()
         if standbys:
             copy = pair.directory(other) / ROLE / str(_PARTITION)
-            _until(lambda: _size(copy) >= users * _RECORD_BYTES, "the copy")
+            wait_for(lambda: _size(copy) >= users * _RECORD_BYTES, "the copy", _PATIENCE_S)
         return _served_s(pair.settings, backlog, pair.workers[serving])
     finally:
         pair.stop()

@@ -37,7 +37,7 @@ from model_core.meta.tasks import Observations
 from model_core.records import Evaluation, Item, Transition
 from model_core.replay_buffer import ReplayBuffer, Rows
 from model_core.rl.clicks import Clicks
-from model_core.rl.fit import Fit
+from model_core.rl.fit import Fit, left
 from model_core.rl.following import Following, ShownNext
 from model_core.rl.policy_gradient import PolicyGradient, SlatePolicy, Slates, Steps, slate_policy, v_trace
 from model_core.rl.q_learning import QLearning
@@ -491,7 +491,8 @@ class Learner:
         trace = v_trace(steps, algorithm.trace_cap)
         slates = Slates(policy.log_policy, log_behaviour, batch.slate_reward, batch.shown)
         loss, weight = algorithm.surrogate(slates, steps, trace)
-        policy_loss = loss.mean() - self._entropy_weight() * policy.entropy.mean()
+        entropy_weight = self.settings.entropy_weight * left(self.settings.entropy_half_life, self.steps)
+        policy_loss = loss.mean() - entropy_weight * policy.entropy.mean()
         value_loss = ((value - trace.value) ** 2).mean()
         return (
             policy_loss,
@@ -505,11 +506,6 @@ class Learner:
                 "q_spread": spread,
             },
         )
-
-    def _entropy_weight(self) -> float:
-        """As it is by now."""
-        half_life = self.settings.entropy_half_life
-        return self.settings.entropy_weight * (0.5 ** (self.steps / half_life) if half_life else 1.0)
 
     def _steps(
         self,

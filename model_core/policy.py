@@ -125,7 +125,10 @@ def _choose(
     )
     offered = _offered(pool, embedded, settings)
     following = None if follows is None else np.take_along_axis(follows, np.maximum(pool.rows, 0), 1)
-    scores = [_arm_scores(arm, keys, moments, user_vectors, pool, following, embedded) for arm in among]
+    scores = [_component_scores(keys, moments, user_vectors, pool, following, embedded, arm.settings) for arm in among]
+    scores = [
+        _by_learner(arm, part, user_vectors, pool, following, embedded) for arm, part in zip(among, scores, strict=True)
+    ]
     if settings.slate_search != "scores" and (odds := embedded.click_odds(user_vectors, pool.rows)) is not None:
         size, search = settings.slate_size, settings.slate_search
         scores = [slate_scores(part, odds[:, None], offered[:, None], size, search) for part in scores]
@@ -171,20 +174,18 @@ def _within_cap(category: IntArray, means: FloatArray, offered: BoolArray, cap: 
     return within | (category < 0)
 
 
-def _arm_scores(
+def _by_learner(
     arm: Arm,
-    keys: npt.NDArray[np.uint64],
-    moments: head.Moments,
+    scores: FloatArray,
     user_vectors: Float32Array,
     pool: Candidates,
     following: Float32Array | None,
     embedded: Embedded,
 ) -> FloatArray:
-    """Scores of each candidate under each component of a strategy, by its learner; float64[B, M, C].
+    """The model's own scores of a strategy, float64[B, M, C], as those of the strategy's learner.
 
     A policy's scores are of another kind than what follows what, and go without.
     """
-    scores = _component_scores(keys, moments, user_vectors, pool, following, embedded, arm.settings)
     if arm.learner is None or arm.learner not in embedded.learners:
         return scores
     beyond = np.empty((len(scores), 1, scores.shape[2]))

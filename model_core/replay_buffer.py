@@ -157,9 +157,7 @@ class ReplayBuffer:
         return self._slot.get((user_id, transition_id))
 
     def following(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Rows of the transitions that follow these; −1 for none, for one that is not here, and for a held-out one.
-
-        Nor is one that follows without propensities.
+        """Rows of what follows these; −1 for none, and for one that is not here, is held out, or lacks propensities.
 
         Only for a buffer that keeps `propensities`.
         """
@@ -259,7 +257,7 @@ class ReplayBuffer:
     def _write_decision(self, row: int, transition: Transition) -> None:
         """How the slate was chosen, and which transition followed."""
         columns, slate = self.columns, transition.slate[:_SLATE]
-        unusable = _unusable_propensities(transition)
+        unusable = None if self._needs_propensities else _unusable_propensities(transition)
         if unusable is None:
             columns["slate_propensity"][row, : len(slate)] = [shown.propensity for shown in slate]
         else:

@@ -263,7 +263,7 @@ class ServingModel:
         """
         if not self.learners:
             return {}
-        mean = np.linalg.solve(self.prior.precision, self.prior.information)
+        mean = self.prior.mean
         return {name: (weights - mean).astype(np.float32) for name, weights in self.learners.items()}
 
     def user_vectors(

@@ -63,6 +63,11 @@ class Prior(NamedTuple):
     information: Floats
     noise_variance: float
 
+    @property
+    def mean(self) -> Floats:
+        """float64[d], μ₀."""
+        return np.linalg.solve(self.precision, self.information).astype(np.float64)
+
 
 class Posterior(NamedTuple):
     """Heads of B users in natural parameters; `observe` and `correct` change them in place.

@@ -218,7 +218,7 @@ def take_weights(network: Network, model: ServingModel, *, same_catalogue: bool 
         raise ModelError(
             f"model {model.version} is of another shape ({', '.join(differing)}): start with its encoder settings"
         )
-    mean = np.linalg.solve(model.prior.precision, model.prior.information)
+    mean = model.prior.mean
     with torch.no_grad():
         for name, table in network.tables.items():
             if same_catalogue or name != "id_table":

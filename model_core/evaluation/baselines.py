@@ -57,7 +57,7 @@ class MarkovChain:
 
 def model_scores(model: ServingModel, items: Sequence[Item], histories: Sequence[History]) -> Float32Array:
     """φ(s, a)ᵀ E[w] + f(s, a) of every item after each history, by the prior: how a worker ranks for a stranger."""
-    weight = np.linalg.solve(model.prior.precision, model.prior.information).astype(np.float32)
+    weight = model.prior.mean.astype(np.float32)
     inputs, vectors = model.item_inputs(items), model.item_vectors(items)
     row = {item.item_id: number for number, item in enumerate(items)}
     following = None if model.follows is None else model.follows.within(row, len(items))

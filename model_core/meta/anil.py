@@ -33,7 +33,7 @@ def learn(
     if not len(made.y):
         return start
     everyone, steps = events(made), settings.meta_inner_steps
-    head = torch.from_numpy(np.linalg.solve(start.precision, start.information)).requires_grad_()
+    head = torch.from_numpy(start.mean).requires_grad_()
     log_rate = first_rates(everyone).log().requires_grad_()
     optimizer = torch.optim.Adam([head, log_rate], lr=settings.meta_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.meta_steps)

@@ -34,7 +34,7 @@ def learn(made: Tasks, start: Prior, settings: LearnerSettings, rng: np.random.G
         return start
     everyone, steps = events(made), settings.meta_inner_steps
     rate = first_rates(everyone)
-    head = torch.from_numpy(np.linalg.solve(start.precision, start.information))
+    head = torch.from_numpy(start.mean)
     for step in range(settings.meta_steps):
         rows = torch.from_numpy(rng.choice(len(everyone.y), min(settings.meta_users, len(everyone.y)), replace=False))
         chosen = Events(everyone.phi[rows], everyone.y[rows], everyone.weight[rows])

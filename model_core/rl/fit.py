@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -15,9 +14,14 @@ from model_core.encoder.network import Network
 from model_core.rl import algorithms
 from model_core.rl.policy_gradient import PolicyGradient
 
-__all__ = ["Fit"]
+__all__ = ["Fit", "left"]
 
 Arrays = dict[str, npt.NDArray[Any]]
+
+
+def left(half_life: int, steps: int) -> float:
+    """What is left after so many steps of what is half after `half_life`; 1 where that is 0, for what stays."""
+    return 0.5 ** (steps / half_life) if half_life else 1.0
 
 
 class Fit:
@@ -61,7 +65,7 @@ class Fit:
         """Lower the loss by a step; `steps` were made before."""
         if self._settings.learning_rate_half_life:
             for group, rated in zip(self.optimizer.param_groups, self._rated(), strict=True):
-                group["lr"] = rated["lr"] * 0.5 ** (steps / self._settings.learning_rate_half_life)
+                group["lr"] = rated["lr"] * left(self._settings.learning_rate_half_life, steps)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own
         torch.nn.utils.clip_grad_norm_([parameter for _, parameter in self.online.own()], 1.0)
@@ -110,4 +114,4 @@ class Fit:
 
 def _array(tensor: Tensor) -> npt.NDArray[Any]:
     array: npt.NDArray[Any] = tensor.detach().cpu().contiguous().numpy()
-    return np.array(array)
+    return array

@@ -22,7 +22,7 @@ from tests.chaos.plan import DAMAGED, Strike
 from tests.chaos.proxy import Network
 from tests.chaos.views import Verdict, compare
 from tests.kafka_cluster import KafkaCluster
-from tests.shell.streams_harness import Deployment, Worker, wait_for
+from tests.shell.streams_harness import Deployment, Worker, last_opened, wait_for
 
 USERS: Final = 60
 EVENTS_A_STRIKE: Final = 80
@@ -366,11 +366,7 @@ def _stopped(worker: Worker) -> bool:
 
 
 def _opened(worker: Worker) -> list[int]:
-    """Partitions of the worker's last assignment; empty before the first, and while they move."""
-    lines = worker.said().splitlines()
-    last = next((line for line in reversed(lines) if '"tasks-open"' in line or '"assigned"' in line), "{}")
-    found: list[int] = json.loads(last).get("partitions", []) if '"tasks-open"' in last else []
-    return found
+    return last_opened(worker.said())
 
 
 def _assignments(worker: Worker) -> int:

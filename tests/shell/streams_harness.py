@@ -34,6 +34,13 @@ def wait_for(condition: Callable[[], Any], what: str, patience_s: float = PATIEN
     return result
 
 
+def last_opened(log: str) -> list[int]:
+    """Partitions of a worker's last assignment, by its log; empty before the first, and while they move."""
+    last = next((line for line in reversed(log.splitlines()) if '"tasks-open"' in line or '"assigned"' in line), "{}")
+    found: list[int] = json.loads(last).get("partitions", []) if '"tasks-open"' in last else []
+    return found
+
+
 class Worker:
     """A worker process."""
 
